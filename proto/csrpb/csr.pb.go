@@ -572,7 +572,7 @@ type CreateConsoleRequest struct {
 	Size            *Size                  `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`
 	Command         *Command               `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
 	Security        string                 `protobuf:"bytes,4,opt,name=security,proto3" json:"security,omitempty"`                                       // SDDL; empty: the owner, the caller's logon SID, administrators and the system
-	ScrollbackBytes uint32                 `protobuf:"varint,5,opt,name=scrollback_bytes,json=scrollbackBytes,proto3" json:"scrollback_bytes,omitempty"` // 0: 256 KiB; at least 4 KiB, at most 4 MiB, rounded up to a power of two
+	ScrollbackBytes uint32                 `protobuf:"varint,5,opt,name=scrollback_bytes,json=scrollbackBytes,proto3" json:"scrollback_bytes,omitempty"` // 0: 256 KiB; at least 16 KiB, at most 4 MiB, rounded up to a power of two
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
