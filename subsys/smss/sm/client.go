@@ -62,7 +62,6 @@ type Program struct {
 	Extra    []*os.File // descriptors 3, 4, …
 	LogPipe  string     // name under which the read end of a new log pipe is stored; empty: no pipe
 	Terminal *os.File   // controlling terminal
-	Umask    uint32
 	Limits   Limits
 }
 
@@ -108,7 +107,7 @@ func (c *Client) ExecPgm(ctx context.Context, p Program) (*Process, error) {
 	}
 	req := &smpb.ExecPgmRequest{
 		Name: p.Name, Path: p.Path, Argv: p.Args, Env: p.Env, Directory: p.Dir, Token: uint64(p.Token), Session: p.Session,
-		Stdin: add(p.Stdin), Stdout: add(p.Stdout), Stderr: add(p.Stderr), LogPipe: p.LogPipe, Terminal: add(p.Terminal), Umask: p.Umask,
+		Stdin: add(p.Stdin), Stdout: add(p.Stdout), Stderr: add(p.Stderr), LogPipe: p.LogPipe, Terminal: add(p.Terminal),
 		Limits: &smpb.Limits{OpenFiles: p.Limits.OpenFiles, Processes: p.Limits.Processes, MemoryBytes: p.Limits.MemoryBytes,
 			CoreBytes: p.Limits.CoreBytes, CpuSeconds: p.Limits.CPUSeconds},
 	}
