@@ -377,13 +377,10 @@ func (*WatchExitsRequest) Descriptor() ([]byte, []int) {
 }
 
 // ExitNotice: process is absent in the first notice of a watch. A watcher too slow for the queue of notices is ended
-// with RPCServerTooBusy and lists anew.
+// with RPCServerTooBusy and lists anew. How a process ended only its parent learns: see the session manager.
 type ExitNotice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Process       *Process               `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
-	StatusKnown   bool                   `protobuf:"varint,2,opt,name=status_known,json=statusKnown,proto3" json:"status_known,omitempty"` // the kernel told how it ended (Linux 6.15 and later)
-	ExitCode      int32                  `protobuf:"varint,3,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`          // 0 to 255; -1 if a signal ended it
-	Signal        int32                  `protobuf:"varint,4,opt,name=signal,proto3" json:"signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,27 +420,6 @@ func (x *ExitNotice) GetProcess() *Process {
 		return x.Process
 	}
 	return nil
-}
-
-func (x *ExitNotice) GetStatusKnown() bool {
-	if x != nil {
-		return x.StatusKnown
-	}
-	return false
-}
-
-func (x *ExitNotice) GetExitCode() int32 {
-	if x != nil {
-		return x.ExitCode
-	}
-	return 0
-}
-
-func (x *ExitNotice) GetSignal() int32 {
-	if x != nil {
-		return x.Signal
-	}
-	return 0
 }
 
 type Size struct {
@@ -572,7 +548,7 @@ type CreateConsoleRequest struct {
 	Size            *Size                  `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`
 	Command         *Command               `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
 	Security        string                 `protobuf:"bytes,4,opt,name=security,proto3" json:"security,omitempty"`                                       // SDDL; empty: the owner, the caller's logon SID, administrators and the system
-	ScrollbackBytes uint32                 `protobuf:"varint,5,opt,name=scrollback_bytes,json=scrollbackBytes,proto3" json:"scrollback_bytes,omitempty"` // 0: 256 KiB; at least 16 KiB, at most 4 MiB, rounded up to a power of two
+	ScrollbackBytes uint32                 `protobuf:"varint,5,opt,name=scrollback_bytes,json=scrollbackBytes,proto3" json:"scrollback_bytes,omitempty"` // output to keep. 0: 256 KiB; at least 16 KiB, at most 4 MiB
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -700,8 +676,8 @@ type Console struct {
 	Argv          []string               `protobuf:"bytes,10,rep,name=argv,proto3" json:"argv,omitempty"`   // its command, if it was created with one
 	Pid           uint32                 `protobuf:"varint,11,opt,name=pid,proto3" json:"pid,omitempty"`
 	Ended         bool                   `protobuf:"varint,12,opt,name=ended,proto3" json:"ended,omitempty"`                       // its command has ended; the output stays until the console is closed or its place is needed
-	ExitCode      int32                  `protobuf:"varint,13,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // -1 if a signal ended it
-	Signal        int32                  `protobuf:"varint,14,opt,name=signal,proto3" json:"signal,omitempty"`
+	ExitCode      int32                  `protobuf:"varint,13,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // when it ended by itself
+	Signal        uint32                 `protobuf:"varint,14,opt,name=signal,proto3" json:"signal,omitempty"`                     // when a signal ended it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -827,7 +803,7 @@ func (x *Console) GetExitCode() int32 {
 	return 0
 }
 
-func (x *Console) GetSignal() int32 {
+func (x *Console) GetSignal() uint32 {
 	if x != nil {
 		return x.Signal
 	}
@@ -1419,8 +1395,8 @@ func (x *Lost) GetPosition() uint64 {
 type Ended struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        Ended_Reason           `protobuf:"varint,1,opt,name=reason,proto3,enum=sallyport.csr.Ended_Reason" json:"reason,omitempty"`
-	ExitCode      int32                  `protobuf:"varint,2,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // with COMMAND_ENDED; -1 if a signal ended it
-	Signal        int32                  `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	ExitCode      int32                  `protobuf:"varint,2,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // with COMMAND_ENDED, when it ended by itself
+	Signal        uint32                 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`                     // when a signal ended it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1469,7 +1445,7 @@ func (x *Ended) GetExitCode() int32 {
 	return 0
 }
 
-func (x *Ended) GetSignal() int32 {
+func (x *Ended) GetSignal() uint32 {
 	if x != nil {
 		return x.Signal
 	}
@@ -2315,13 +2291,10 @@ const file_proto_csrpb_csr_proto_rawDesc = "" +
 	"\x14ListProcessesRequest\"M\n" +
 	"\x15ListProcessesResponse\x124\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x16.sallyport.csr.ProcessR\tprocesses\"\x13\n" +
-	"\x11WatchExitsRequest\"\x96\x01\n" +
+	"\x11WatchExitsRequest\">\n" +
 	"\n" +
 	"ExitNotice\x120\n" +
-	"\aprocess\x18\x01 \x01(\v2\x16.sallyport.csr.ProcessR\aprocess\x12!\n" +
-	"\fstatus_known\x18\x02 \x01(\bR\vstatusKnown\x12\x1b\n" +
-	"\texit_code\x18\x03 \x01(\x05R\bexitCode\x12\x16\n" +
-	"\x06signal\x18\x04 \x01(\x05R\x06signal\"4\n" +
+	"\aprocess\x18\x01 \x01(\v2\x16.sallyport.csr.ProcessR\aprocess\"4\n" +
 	"\x04Size\x12\x18\n" +
 	"\acolumns\x18\x01 \x01(\rR\acolumns\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\rR\x04rows\"W\n" +
@@ -2353,7 +2326,7 @@ const file_proto_csrpb_csr_proto_rawDesc = "" +
 	"\x03pid\x18\v \x01(\rR\x03pid\x12\x14\n" +
 	"\x05ended\x18\f \x01(\bR\x05ended\x12\x1b\n" +
 	"\texit_code\x18\r \x01(\x05R\bexitCode\x12\x16\n" +
-	"\x06signal\x18\x0e \x01(\x05R\x06signal\"X\n" +
+	"\x06signal\x18\x0e \x01(\rR\x06signal\"X\n" +
 	"\x06Viewer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x10\n" +
@@ -2391,7 +2364,7 @@ const file_proto_csrpb_csr_proto_rawDesc = "" +
 	"\x05Ended\x123\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1b.sallyport.csr.Ended.ReasonR\x06reason\x12\x1b\n" +
 	"\texit_code\x18\x02 \x01(\x05R\bexitCode\x12\x16\n" +
-	"\x06signal\x18\x03 \x01(\x05R\x06signal\"5\n" +
+	"\x06signal\x18\x03 \x01(\rR\x06signal\"5\n" +
 	"\x06Reason\x12\f\n" +
 	"\bDETACHED\x10\x00\x12\x11\n" +
 	"\rCOMMAND_ENDED\x10\x01\x12\n" +
