@@ -175,7 +175,7 @@ type LogonUserRequest struct {
 	Session *uint32 `protobuf:"varint,4,opt,name=session,proto3,oneof" json:"session,omitempty"`
 	// origin says in words where the request comes from ("console 1"), for the log: at most 127 bytes.
 	Origin string `protobuf:"bytes,5,opt,name=origin,proto3" json:"origin,omitempty"`
-	// source is the token's source name, at most 8 bytes; empty: "Sallypor" of the authority itself.
+	// source is the name of the token's source, at most 8 bytes; empty: "lsass".
 	Source string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
 	// local_groups are added to the token, such as a service's SID; needs SeTcbPrivilege.
 	LocalGroups   []*LocalGroup `protobuf:"bytes,7,rep,name=local_groups,json=localGroups,proto3" json:"local_groups,omitempty"`
