@@ -1,0 +1,322 @@
+// Package spawn starts processes, waits for them one by one, and finds the orphans that a subreaper adopts.
+//
+// Nothing here acts on a number that could have become another process: a child stays unreaped, and so keeps its pid and
+// its group's id, until Reap. Nobody may wait for "any child" in a process that uses this package, as that would take the
+// exit of somebody else's child away.
+//
+// Lock order: none; a Process is safe for concurrent use, its mutex is held for no longer than a system call that does not block.
+package spawn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/internal/pidfd"
+)
+
+// Program is what to start. Every process gets a session (setsid) and a process group of its own.
+type Program struct {
+	Path string // the executable; no search
+	Args []string
+	Env  []string
+	Dir  string // empty: "/"
+	// Files become descriptors 0, 1, 2, …; a nil one is /dev/null. Nothing else is inherited.
+	Files []*os.File
+	// Terminal: this descriptor of the child becomes its controlling terminal; -1 for none.
+	Terminal int
+	// User switches the child's ids; nil keeps the caller's. Only root can.
+	User *User
+	// Limits are set from outside right after the start.
+	Limits Limits
+}
+
+// User is a unix identity; it need not be in passwd.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// Limits are hard and soft resource limits; 0 leaves one as it is.
+type Limits struct {
+	OpenFiles, Processes, MemoryBytes, CoreBytes, CPUSeconds uint64
+}
+
+// Exit says how a process ended.
+type Exit struct {
+	Code       int            // when it ended by itself
+	Signal     syscall.Signal // when a signal ended it, else 0
+	CoreDumped bool
+}
+
+// String is "exit 3" or "signal 9 (killed)".
+func (e Exit) String() string {
+	if e.Signal != 0 {
+		return fmt.Sprintf("signal %d (%v)", int(e.Signal), e.Signal)
+	}
+	return fmt.Sprintf("exit %d", e.Code)
+}
+
+// Process is a child that was started here and not reaped yet.
+type Process struct {
+	pid   int
+	pidfd *os.File
+
+	mu     sync.Mutex
+	reaped bool
+}
+
+// Start starts p. An error names the step that failed ("exec", "setuid") as far as the kernel tells.
+func Start(p Program) (*Process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	files := make([]uintptr, 0, max(3, len(p.Files)))
+	for i := range max(3, len(p.Files)) {
+		f := null
+		if i < len(p.Files) && p.Files[i] != nil {
+			f = p.Files[i]
+		}
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		// The number stays valid: the caller keeps its files open until Start returns.
+		if err := raw.Control(func(fd uintptr) { files = append(files, fd) }); err != nil {
+			return nil, err
+		}
+	}
+	dir := p.Dir
+	if dir == "" {
+		dir = "/"
+	}
+	fd := -1
+	attr := &syscall.ProcAttr{Dir: dir, Env: p.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &fd}}
+	if p.Terminal >= 0 {
+		attr.Sys.Setctty, attr.Sys.Ctty = true, p.Terminal
+	}
+	if p.User != nil {
+		attr.Sys.Credential = &syscall.Credential{Uid: p.User.UID, Gid: p.User.GID, Groups: p.User.Groups}
+	}
+	pid, _, err := syscall.StartProcess(p.Path, p.Args, attr)
+	if err != nil {
+		return nil, &os.PathError{Op: "start", Path: p.Path, Err: err}
+	}
+	if fd < 0 {
+		// No pidfd, no safe handling: the kernel is older than our floor.
+		syscall.Kill(pid, syscall.SIGKILL)
+		syscall.Wait4(pid, nil, 0, nil)
+		return nil, &os.PathError{Op: "start", Path: p.Path, Err: syscall.ENOSYS}
+	}
+	unix.SetNonblock(fd, true) // so that the netpoller waits for it, not a thread
+	proc := &Process{pid: pid, pidfd: os.NewFile(uintptr(fd), "pidfd")}
+	if err := p.Limits.apply(pid); err != nil {
+		proc.Kill()
+		return nil, err
+	}
+	return proc, nil
+}
+
+func (l Limits) apply(pid int) error {
+	for _, e := range []struct {
+		resource int
+		value    uint64
+	}{{unix.RLIMIT_NOFILE, l.OpenFiles}, {unix.RLIMIT_NPROC, l.Processes}, {unix.RLIMIT_AS, l.MemoryBytes}, {unix.RLIMIT_CORE, l.CoreBytes}, {unix.RLIMIT_CPU, l.CPUSeconds}} {
+		if e.value == 0 {
+			continue
+		}
+		err := unix.Prlimit(pid, e.resource, &unix.Rlimit{Cur: e.value, Max: e.value}, nil)
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return os.NewSyscallError("prlimit", err)
+		}
+	}
+	return nil
+}
+
+// PID is the process's number; it stays the process's until Reap.
+func (p *Process) PID() int { return p.pid }
+
+// PIDFD is the process's descriptor, which the Process keeps: it is closed by Reap.
+func (p *Process) PIDFD() *os.File { return p.pidfd }
+
+// Wait waits until the process has ended. It does not reap, so it may be called again.
+func (p *Process) Wait(ctx context.Context) (Exit, error) {
+	if err := pidfd.Wait(ctx, p.pidfd); err != nil {
+		return Exit{}, err
+	}
+	return p.exit(unix.WEXITED | unix.WNOWAIT)
+}
+
+// exit asks for the exit of an ended process.
+func (p *Process) exit(options int) (exit Exit, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return Exit{}, os.ErrProcessDone
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return Exit{}, err
+	}
+	var werr error
+	if err := raw.Control(func(fd uintptr) { exit, werr = waitid(int(fd), options) }); err != nil {
+		return Exit{}, err
+	}
+	if werr == nil && options&unix.WNOWAIT == 0 {
+		p.reaped = true
+		p.pidfd.Close()
+	}
+	return exit, werr
+}
+
+// Reap frees an ended process's number and closes its pidfd. It is EAGAIN for a process that runs.
+func (p *Process) Reap() error {
+	_, err := p.exit(unix.WEXITED | unix.WNOHANG)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// Signal sends a signal to the process, or to its whole group; what is left of the group of an ended process still gets
+// it, until Reap. It is os.ErrProcessDone when there is nobody to get it.
+func (p *Process) Signal(sig syscall.Signal, group bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return os.ErrProcessDone
+	}
+	var err error
+	switch {
+	case group:
+		// Setsid made the child the leader of a group of its own number, which can't be another's while we don't reap.
+		err = unix.Kill(-p.pid, sig)
+	case !pidfd.Alive(p.pidfd):
+		return os.ErrProcessDone
+	default:
+		err = pidfd.Signal(p.pidfd, sig)
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// Kill ends the process and its group at once and reaps it. It blocks for as long as the kernel takes to end it.
+func (p *Process) Kill() {
+	p.Signal(syscall.SIGKILL, true)
+	p.Signal(syscall.SIGKILL, false)
+	p.Wait(context.Background())
+	p.Reap()
+}
+
+// BecomeSubreaper makes the calling process the one that adopts its descendants' orphans.
+func BecomeSubreaper() error {
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+}
+
+// CloseOnExec marks every descriptor from 3 on, whoever opened it, as not inherited.
+func CloseOnExec() error {
+	return os.NewSyscallError("close_range", unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC))
+}
+
+// NoNewPrivileges keeps the calling process and its children from gaining rights by exec (set-user-id files, capabilities).
+func NoNewPrivileges() error {
+	// Every thread must have it: an exec from any of them counts.
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	if errno != 0 {
+		return os.NewSyscallError("prctl", errno)
+	}
+	return nil
+}
+
+// Children returns the pids of the calling process's children, zombies included. They can't be recycled before the
+// caller reaps them, so only a caller that reaps in one place may rely on them.
+func Children() ([]int, error) {
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, path := range lists {
+		text, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // the thread has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, field := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// ReapOrphans reaps, one by one, the ended children that known does not claim, and returns how many others of them still
+// run. known must claim every child that somebody else waits for.
+func ReapOrphans(known func(pid int) bool) (running int, err error) {
+	pids, err := Children()
+	for _, pid := range pids {
+		if known(pid) {
+			continue
+		}
+		var status unix.WaitStatus
+		if got, err := unix.Wait4(pid, &status, unix.WNOHANG, nil); err == nil && got == 0 {
+			running++
+		}
+	}
+	return running, err
+}
+
+// KillOrphans ends the children that known does not claim, and what they leave behind in turn: first politely, after
+// grace by force. It returns when none is left, or when ctx ends.
+func KillOrphans(ctx context.Context, grace time.Duration, known func(pid int) bool) error {
+	force := time.Now().Add(grace)
+	told := map[int]bool{}
+	for {
+		running, err := ReapOrphans(known)
+		if err != nil || running == 0 {
+			return err
+		}
+		pids, err := Children()
+		if err != nil {
+			return err
+		}
+		late := !time.Now().Before(force)
+		for _, pid := range pids {
+			switch {
+			case known(pid):
+			case late:
+				unix.Kill(pid, unix.SIGKILL)
+			case !told[pid]:
+				told[pid] = true
+				unix.Kill(pid, unix.SIGTERM)
+				unix.Kill(pid, unix.SIGCONT)
+			}
+		}
+		// The kernel tells of an orphan's end by SIGCHLD only, which says nothing of whose; a short pause is as good.
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
