@@ -43,6 +43,7 @@ const (
 	QuotaExceeded            Status = 0xC0000044
 	ProcessIsTerminating     Status = 0xC000010A
 	InvalidOwner             Status = 0xC000005A
+	NoImpersonationToken     Status = 0xC000005C
 	NoSuchLogonSession       Status = 0xC000005F
 	NoSuchPrivilege          Status = 0xC0000060
 	PrivilegeNotHeld         Status = 0xC0000061

@@ -93,6 +93,8 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_PROCESS_IS_TERMINATING", codeFailedPrecondition, "the process is ending", ""}, true
 	case InvalidOwner:
 		return entry{"STATUS_INVALID_OWNER", codeInvalidArgument, "this SID may not be assigned as owner", ""}, true
+	case NoImpersonationToken:
+		return entry{"STATUS_NO_IMPERSONATION_TOKEN", codeInvalidArgument, "the token is not an impersonation token", ""}, true
 	case NoSuchLogonSession:
 		return entry{"STATUS_NO_SUCH_LOGON_SESSION", codeUnauthenticated, "the logon session has ended", "log on again"}, true
 	case NoSuchPrivilege:
