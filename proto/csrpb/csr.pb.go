@@ -174,12 +174,12 @@ func (x *RegisterProcessResponse) GetProcess() *Process {
 	return nil
 }
 
-// Process is one entry of the table. A pid is for the eye: (pid, start_time) is the identity, NT's client id and
+// Process is one entry of the table. A pid is for the eye: (pid, key) is the identity, NT's client id and
 // CreateTime.
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	StartTime     uint64                 `protobuf:"varint,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"` // of /proc/<pid>/stat: clock ticks since the machine's boot
+	Key           uint64                 `protobuf:"varint,2,opt,name=key,proto3" json:"key,omitempty"` // the kernel's number for the process, which no other ever has: the pidfs inode; before Linux 6.9 its start time
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"` // SID of the user whose token registered it
 	Session       uint32                 `protobuf:"varint,5,opt,name=session,proto3" json:"session,omitempty"`
@@ -225,9 +225,9 @@ func (x *Process) GetPid() uint32 {
 	return 0
 }
 
-func (x *Process) GetStartTime() uint64 {
+func (x *Process) GetKey() uint64 {
 	if x != nil {
-		return x.StartTime
+		return x.Key
 	}
 	return 0
 }
@@ -2277,11 +2277,10 @@ const file_proto_csrpb_csr_proto_rawDesc = "" +
 	"\aprocess\x18\x01 \x01(\v2\x14.sallyport.nt.HandleR\aprocess\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"K\n" +
 	"\x17RegisterProcessResponse\x120\n" +
-	"\aprocess\x18\x01 \x01(\v2\x16.sallyport.csr.ProcessR\aprocess\"\x9c\x01\n" +
+	"\aprocess\x18\x01 \x01(\v2\x16.sallyport.csr.ProcessR\aprocess\"\x8f\x01\n" +
 	"\aProcess\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x1d\n" +
-	"\n" +
-	"start_time\x18\x02 \x01(\x04R\tstartTime\x12\x12\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\x04R\x03key\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
 	"\asession\x18\x05 \x01(\rR\asession\x12\x1e\n" +
