@@ -1055,7 +1055,7 @@ func (x *ServiceRequest) GetName() string {
 type CreateServiceRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Config             *ServiceConfig         `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
-	Password           string                 `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`                                               // of an account that is not one of the three built-in ones
+	Password           []byte                 `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`                                               // of an account that is not one of the three built-in ones
 	SecurityDescriptor string                 `protobuf:"bytes,3,opt,name=security_descriptor,json=securityDescriptor,proto3" json:"security_descriptor,omitempty"` // SDDL; empty: the default
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1098,11 +1098,11 @@ func (x *CreateServiceRequest) GetConfig() *ServiceConfig {
 	return nil
 }
 
-func (x *CreateServiceRequest) GetPassword() string {
+func (x *CreateServiceRequest) GetPassword() []byte {
 	if x != nil {
 		return x.Password
 	}
-	return ""
+	return nil
 }
 
 func (x *CreateServiceRequest) GetSecurityDescriptor() string {
@@ -1241,7 +1241,7 @@ type ChangeServiceConfigRequest struct {
 	WatchdogMs     *uint32                          `protobuf:"varint,20,opt,name=watchdog_ms,json=watchdogMs,proto3,oneof" json:"watchdog_ms,omitempty"`
 	LogBytes       *uint64                          `protobuf:"varint,21,opt,name=log_bytes,json=logBytes,proto3,oneof" json:"log_bytes,omitempty"`
 	LogFiles       *uint32                          `protobuf:"varint,22,opt,name=log_files,json=logFiles,proto3,oneof" json:"log_files,omitempty"`
-	Password       *string                          `protobuf:"bytes,30,opt,name=password,proto3,oneof" json:"password,omitempty"`
+	Password       []byte                           `protobuf:"bytes,30,opt,name=password,proto3,oneof" json:"password,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1430,11 +1430,11 @@ func (x *ChangeServiceConfigRequest) GetLogFiles() uint32 {
 	return 0
 }
 
-func (x *ChangeServiceConfigRequest) GetPassword() string {
-	if x != nil && x.Password != nil {
-		return *x.Password
+func (x *ChangeServiceConfigRequest) GetPassword() []byte {
+	if x != nil {
+		return x.Password
 	}
-	return ""
+	return nil
 }
 
 type StartServiceRequest struct {
@@ -2615,6 +2615,67 @@ func (x *Control) GetControl() uint32 {
 	return 0
 }
 
+// ServiceRecord is how the controller keeps a service on disk; it is no message of the interface.
+type ServiceRecord struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Config             *ServiceConfig         `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`                                                   // delete_pending is kept, too
+	SecurityDescriptor string                 `protobuf:"bytes,2,opt,name=security_descriptor,json=securityDescriptor,proto3" json:"security_descriptor,omitempty"` // SDDL
+	Password           []byte                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`                                               // of the account, where it needs one
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ServiceRecord) Reset() {
+	*x = ServiceRecord{}
+	mi := &file_proto_scmpb_scm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceRecord) ProtoMessage() {}
+
+func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_scmpb_scm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
+func (*ServiceRecord) Descriptor() ([]byte, []int) {
+	return file_proto_scmpb_scm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ServiceRecord) GetConfig() *ServiceConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *ServiceRecord) GetSecurityDescriptor() string {
+	if x != nil {
+		return x.SecurityDescriptor
+	}
+	return ""
+}
+
+func (x *ServiceRecord) GetPassword() []byte {
+	if x != nil {
+		return x.Password
+	}
+	return nil
+}
+
 type FailureActions_Action struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          FailureAction          `protobuf:"varint,1,opt,name=type,proto3,enum=sallyport.scm.FailureAction" json:"type,omitempty"`
@@ -2625,7 +2686,7 @@ type FailureActions_Action struct {
 
 func (x *FailureActions_Action) Reset() {
 	*x = FailureActions_Action{}
-	mi := &file_proto_scmpb_scm_proto_msgTypes[30]
+	mi := &file_proto_scmpb_scm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2637,7 +2698,7 @@ func (x *FailureActions_Action) String() string {
 func (*FailureActions_Action) ProtoMessage() {}
 
 func (x *FailureActions_Action) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_scmpb_scm_proto_msgTypes[30]
+	mi := &file_proto_scmpb_scm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2737,7 @@ type ChangeServiceConfigRequest_List struct {
 
 func (x *ChangeServiceConfigRequest_List) Reset() {
 	*x = ChangeServiceConfigRequest_List{}
-	mi := &file_proto_scmpb_scm_proto_msgTypes[31]
+	mi := &file_proto_scmpb_scm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2749,7 @@ func (x *ChangeServiceConfigRequest_List) String() string {
 func (*ChangeServiceConfigRequest_List) ProtoMessage() {}
 
 func (x *ChangeServiceConfigRequest_List) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_scmpb_scm_proto_msgTypes[31]
+	mi := &file_proto_scmpb_scm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,17 +2848,17 @@ const file_proto_scmpb_scm_proto_rawDesc = "" +
 	"\aholders\x18\a \x03(\tR\aholders\x12*\n" +
 	"\x11log_bytes_dropped\x18\b \x01(\x04R\x0flogBytesDropped\"$\n" +
 	"\x0eServiceRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x99\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x9e\x01\n" +
 	"\x14CreateServiceRequest\x124\n" +
-	"\x06config\x18\x01 \x01(\v2\x1c.sallyport.scm.ServiceConfigR\x06config\x12\x1a\n" +
-	"\bpassword\x18\x02 \x01(\tR\bpassword\x12/\n" +
+	"\x06config\x18\x01 \x01(\v2\x1c.sallyport.scm.ServiceConfigR\x06config\x12\x1f\n" +
+	"\bpassword\x18\x02 \x01(\fB\x03\x80\x01\x01R\bpassword\x12/\n" +
 	"\x13security_descriptor\x18\x03 \x01(\tR\x12securityDescriptor\"O\n" +
 	"\x12OpenServiceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0edesired_access\x18\x02 \x01(\rR\rdesiredAccess\"P\n" +
 	"\x13OpenServiceResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
-	"\x0egranted_access\x18\x02 \x01(\rR\rgrantedAccess\"\xec\v\n" +
+	"\x0egranted_access\x18\x02 \x01(\rR\rgrantedAccess\"\xf1\v\n" +
 	"\x1aChangeServiceConfigRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\fdisplay_name\x18\x02 \x01(\tH\x00R\vdisplayName\x88\x01\x01\x12%\n" +
@@ -2824,8 +2885,8 @@ const file_proto_scmpb_scm_proto_rawDesc = "" +
 	"\vwatchdog_ms\x18\x14 \x01(\rH\x12R\n" +
 	"watchdogMs\x88\x01\x01\x12 \n" +
 	"\tlog_bytes\x18\x15 \x01(\x04H\x13R\blogBytes\x88\x01\x01\x12 \n" +
-	"\tlog_files\x18\x16 \x01(\rH\x14R\blogFiles\x88\x01\x01\x12\x1f\n" +
-	"\bpassword\x18\x1e \x01(\tH\x15R\bpassword\x88\x01\x01\x1a\x1e\n" +
+	"\tlog_files\x18\x16 \x01(\rH\x14R\blogFiles\x88\x01\x01\x12$\n" +
+	"\bpassword\x18\x1e \x01(\fB\x03\x80\x01\x01H\x15R\bpassword\x88\x01\x01\x1a\x1e\n" +
 	"\x04List\x12\x16\n" +
 	"\x06values\x18\x01 \x03(\tR\x06valuesB\x0f\n" +
 	"\r_display_nameB\x0e\n" +
@@ -2935,7 +2996,11 @@ const file_proto_scmpb_scm_proto_rawDesc = "" +
 	"\targuments\x18\x01 \x03(\tR\targuments\"3\n" +
 	"\aControl\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
-	"\acontrol\x18\x02 \x01(\rR\acontrol*\xd9\x01\n" +
+	"\acontrol\x18\x02 \x01(\rR\acontrol\"\x97\x01\n" +
+	"\rServiceRecord\x124\n" +
+	"\x06config\x18\x01 \x01(\v2\x1c.sallyport.scm.ServiceConfigR\x06config\x12/\n" +
+	"\x13security_descriptor\x18\x02 \x01(\tR\x12securityDescriptor\x12\x1f\n" +
+	"\bpassword\x18\x03 \x01(\fB\x03\x80\x01\x01R\bpassword*\xd9\x01\n" +
 	"\fServiceState\x12\x1d\n" +
 	"\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSERVICE_STOPPED\x10\x01\x12\x19\n" +
@@ -3072,7 +3137,7 @@ func file_proto_scmpb_scm_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_scmpb_scm_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_proto_scmpb_scm_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_proto_scmpb_scm_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_proto_scmpb_scm_proto_goTypes = []any{
 	(ServiceState)(0),                       // 0: sallyport.scm.ServiceState
 	(StartType)(0),                          // 1: sallyport.scm.StartType
@@ -3112,8 +3177,9 @@ var file_proto_scmpb_scm_proto_goTypes = []any{
 	(*ToService)(nil),                       // 35: sallyport.scm.ToService
 	(*Start)(nil),                           // 36: sallyport.scm.Start
 	(*Control)(nil),                         // 37: sallyport.scm.Control
-	(*FailureActions_Action)(nil),           // 38: sallyport.scm.FailureActions.Action
-	(*ChangeServiceConfigRequest_List)(nil), // 39: sallyport.scm.ChangeServiceConfigRequest.List
+	(*ServiceRecord)(nil),                   // 38: sallyport.scm.ServiceRecord
+	(*FailureActions_Action)(nil),           // 39: sallyport.scm.FailureActions.Action
+	(*ChangeServiceConfigRequest_List)(nil), // 40: sallyport.scm.ChangeServiceConfigRequest.List
 }
 var file_proto_scmpb_scm_proto_depIdxs = []int32{
 	3,  // 0: sallyport.scm.ServiceConfig.kind:type_name -> sallyport.scm.ServiceKind
@@ -3121,7 +3187,7 @@ var file_proto_scmpb_scm_proto_depIdxs = []int32{
 	2,  // 2: sallyport.scm.ServiceConfig.error_control:type_name -> sallyport.scm.ErrorControl
 	4,  // 3: sallyport.scm.ServiceConfig.sid_type:type_name -> sallyport.scm.ServiceSIDType
 	9,  // 4: sallyport.scm.ServiceConfig.failure_actions:type_name -> sallyport.scm.FailureActions
-	38, // 5: sallyport.scm.FailureActions.actions:type_name -> sallyport.scm.FailureActions.Action
+	39, // 5: sallyport.scm.FailureActions.actions:type_name -> sallyport.scm.FailureActions.Action
 	0,  // 6: sallyport.scm.ServiceStatus.state:type_name -> sallyport.scm.ServiceState
 	1,  // 7: sallyport.scm.ServiceStatus.start:type_name -> sallyport.scm.StartType
 	11, // 8: sallyport.scm.ServiceStatus.explain:type_name -> sallyport.scm.Explain
@@ -3129,9 +3195,9 @@ var file_proto_scmpb_scm_proto_depIdxs = []int32{
 	3,  // 10: sallyport.scm.ChangeServiceConfigRequest.kind:type_name -> sallyport.scm.ServiceKind
 	1,  // 11: sallyport.scm.ChangeServiceConfigRequest.start:type_name -> sallyport.scm.StartType
 	2,  // 12: sallyport.scm.ChangeServiceConfigRequest.error_control:type_name -> sallyport.scm.ErrorControl
-	39, // 13: sallyport.scm.ChangeServiceConfigRequest.arguments:type_name -> sallyport.scm.ChangeServiceConfigRequest.List
-	39, // 14: sallyport.scm.ChangeServiceConfigRequest.environment:type_name -> sallyport.scm.ChangeServiceConfigRequest.List
-	39, // 15: sallyport.scm.ChangeServiceConfigRequest.dependencies:type_name -> sallyport.scm.ChangeServiceConfigRequest.List
+	40, // 13: sallyport.scm.ChangeServiceConfigRequest.arguments:type_name -> sallyport.scm.ChangeServiceConfigRequest.List
+	40, // 14: sallyport.scm.ChangeServiceConfigRequest.environment:type_name -> sallyport.scm.ChangeServiceConfigRequest.List
+	40, // 15: sallyport.scm.ChangeServiceConfigRequest.dependencies:type_name -> sallyport.scm.ChangeServiceConfigRequest.List
 	4,  // 16: sallyport.scm.ChangeServiceConfigRequest.sid_type:type_name -> sallyport.scm.ServiceSIDType
 	9,  // 17: sallyport.scm.ChangeServiceConfigRequest.failure_actions:type_name -> sallyport.scm.FailureActions
 	6,  // 18: sallyport.scm.EnumDependentsRequest.state:type_name -> sallyport.scm.ServiceStateFilter
@@ -3146,56 +3212,57 @@ var file_proto_scmpb_scm_proto_depIdxs = []int32{
 	0,  // 27: sallyport.scm.NativeStatus.state:type_name -> sallyport.scm.ServiceState
 	36, // 28: sallyport.scm.ToService.start:type_name -> sallyport.scm.Start
 	37, // 29: sallyport.scm.ToService.control:type_name -> sallyport.scm.Control
-	5,  // 30: sallyport.scm.FailureActions.Action.type:type_name -> sallyport.scm.FailureAction
-	13, // 31: sallyport.scm.ServiceControlManager.CreateService:input_type -> sallyport.scm.CreateServiceRequest
-	14, // 32: sallyport.scm.ServiceControlManager.OpenService:input_type -> sallyport.scm.OpenServiceRequest
-	16, // 33: sallyport.scm.ServiceControlManager.ChangeServiceConfig:input_type -> sallyport.scm.ChangeServiceConfigRequest
-	12, // 34: sallyport.scm.ServiceControlManager.QueryServiceConfig:input_type -> sallyport.scm.ServiceRequest
-	12, // 35: sallyport.scm.ServiceControlManager.QueryServiceStatus:input_type -> sallyport.scm.ServiceRequest
-	17, // 36: sallyport.scm.ServiceControlManager.StartService:input_type -> sallyport.scm.StartServiceRequest
-	18, // 37: sallyport.scm.ServiceControlManager.StopService:input_type -> sallyport.scm.StopServiceRequest
-	19, // 38: sallyport.scm.ServiceControlManager.PauseContinueService:input_type -> sallyport.scm.ControlRequest
-	12, // 39: sallyport.scm.ServiceControlManager.InterrogateService:input_type -> sallyport.scm.ServiceRequest
-	19, // 40: sallyport.scm.ServiceControlManager.UserControlService:input_type -> sallyport.scm.ControlRequest
-	12, // 41: sallyport.scm.ServiceControlManager.DeleteService:input_type -> sallyport.scm.ServiceRequest
-	20, // 42: sallyport.scm.ServiceControlManager.EnumDependents:input_type -> sallyport.scm.EnumDependentsRequest
-	12, // 43: sallyport.scm.ServiceControlManager.QueryServiceSecurity:input_type -> sallyport.scm.ServiceRequest
-	26, // 44: sallyport.scm.ServiceControlManager.SetServiceSecurity:input_type -> sallyport.scm.ServiceSecurity
-	27, // 45: sallyport.scm.ServiceControlManager.ReadServiceLog:input_type -> sallyport.scm.ReadServiceLogRequest
-	21, // 46: sallyport.scm.ServiceControlManager.ListServices:input_type -> sallyport.scm.ListServicesRequest
-	23, // 47: sallyport.scm.ServiceControlManager.WatchServices:input_type -> sallyport.scm.WatchServicesRequest
-	25, // 48: sallyport.scm.ServiceControlManager.GetServiceKeyName:input_type -> sallyport.scm.ServiceNameRequest
-	25, // 49: sallyport.scm.ServiceControlManager.GetServiceDisplayName:input_type -> sallyport.scm.ServiceNameRequest
-	29, // 50: sallyport.scm.ServiceControlManager.LockServiceDatabase:input_type -> sallyport.scm.LockServiceDatabaseRequest
-	29, // 51: sallyport.scm.ServiceControlManager.QueryServiceLockStatus:input_type -> sallyport.scm.LockServiceDatabaseRequest
-	31, // 52: sallyport.scm.Dispatcher.Dispatch:input_type -> sallyport.scm.FromService
-	8,  // 53: sallyport.scm.ServiceControlManager.CreateService:output_type -> sallyport.scm.ServiceConfig
-	15, // 54: sallyport.scm.ServiceControlManager.OpenService:output_type -> sallyport.scm.OpenServiceResponse
-	8,  // 55: sallyport.scm.ServiceControlManager.ChangeServiceConfig:output_type -> sallyport.scm.ServiceConfig
-	8,  // 56: sallyport.scm.ServiceControlManager.QueryServiceConfig:output_type -> sallyport.scm.ServiceConfig
-	10, // 57: sallyport.scm.ServiceControlManager.QueryServiceStatus:output_type -> sallyport.scm.ServiceStatus
-	10, // 58: sallyport.scm.ServiceControlManager.StartService:output_type -> sallyport.scm.ServiceStatus
-	10, // 59: sallyport.scm.ServiceControlManager.StopService:output_type -> sallyport.scm.ServiceStatus
-	10, // 60: sallyport.scm.ServiceControlManager.PauseContinueService:output_type -> sallyport.scm.ServiceStatus
-	10, // 61: sallyport.scm.ServiceControlManager.InterrogateService:output_type -> sallyport.scm.ServiceStatus
-	10, // 62: sallyport.scm.ServiceControlManager.UserControlService:output_type -> sallyport.scm.ServiceStatus
-	10, // 63: sallyport.scm.ServiceControlManager.DeleteService:output_type -> sallyport.scm.ServiceStatus
-	22, // 64: sallyport.scm.ServiceControlManager.EnumDependents:output_type -> sallyport.scm.ListServicesResponse
-	26, // 65: sallyport.scm.ServiceControlManager.QueryServiceSecurity:output_type -> sallyport.scm.ServiceSecurity
-	26, // 66: sallyport.scm.ServiceControlManager.SetServiceSecurity:output_type -> sallyport.scm.ServiceSecurity
-	28, // 67: sallyport.scm.ServiceControlManager.ReadServiceLog:output_type -> sallyport.scm.LogChunk
-	22, // 68: sallyport.scm.ServiceControlManager.ListServices:output_type -> sallyport.scm.ListServicesResponse
-	24, // 69: sallyport.scm.ServiceControlManager.WatchServices:output_type -> sallyport.scm.ServiceEvent
-	25, // 70: sallyport.scm.ServiceControlManager.GetServiceKeyName:output_type -> sallyport.scm.ServiceNameRequest
-	25, // 71: sallyport.scm.ServiceControlManager.GetServiceDisplayName:output_type -> sallyport.scm.ServiceNameRequest
-	30, // 72: sallyport.scm.ServiceControlManager.LockServiceDatabase:output_type -> sallyport.scm.LockStatus
-	30, // 73: sallyport.scm.ServiceControlManager.QueryServiceLockStatus:output_type -> sallyport.scm.LockStatus
-	35, // 74: sallyport.scm.Dispatcher.Dispatch:output_type -> sallyport.scm.ToService
-	53, // [53:75] is the sub-list for method output_type
-	31, // [31:53] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	8,  // 30: sallyport.scm.ServiceRecord.config:type_name -> sallyport.scm.ServiceConfig
+	5,  // 31: sallyport.scm.FailureActions.Action.type:type_name -> sallyport.scm.FailureAction
+	13, // 32: sallyport.scm.ServiceControlManager.CreateService:input_type -> sallyport.scm.CreateServiceRequest
+	14, // 33: sallyport.scm.ServiceControlManager.OpenService:input_type -> sallyport.scm.OpenServiceRequest
+	16, // 34: sallyport.scm.ServiceControlManager.ChangeServiceConfig:input_type -> sallyport.scm.ChangeServiceConfigRequest
+	12, // 35: sallyport.scm.ServiceControlManager.QueryServiceConfig:input_type -> sallyport.scm.ServiceRequest
+	12, // 36: sallyport.scm.ServiceControlManager.QueryServiceStatus:input_type -> sallyport.scm.ServiceRequest
+	17, // 37: sallyport.scm.ServiceControlManager.StartService:input_type -> sallyport.scm.StartServiceRequest
+	18, // 38: sallyport.scm.ServiceControlManager.StopService:input_type -> sallyport.scm.StopServiceRequest
+	19, // 39: sallyport.scm.ServiceControlManager.PauseContinueService:input_type -> sallyport.scm.ControlRequest
+	12, // 40: sallyport.scm.ServiceControlManager.InterrogateService:input_type -> sallyport.scm.ServiceRequest
+	19, // 41: sallyport.scm.ServiceControlManager.UserControlService:input_type -> sallyport.scm.ControlRequest
+	12, // 42: sallyport.scm.ServiceControlManager.DeleteService:input_type -> sallyport.scm.ServiceRequest
+	20, // 43: sallyport.scm.ServiceControlManager.EnumDependents:input_type -> sallyport.scm.EnumDependentsRequest
+	12, // 44: sallyport.scm.ServiceControlManager.QueryServiceSecurity:input_type -> sallyport.scm.ServiceRequest
+	26, // 45: sallyport.scm.ServiceControlManager.SetServiceSecurity:input_type -> sallyport.scm.ServiceSecurity
+	27, // 46: sallyport.scm.ServiceControlManager.ReadServiceLog:input_type -> sallyport.scm.ReadServiceLogRequest
+	21, // 47: sallyport.scm.ServiceControlManager.ListServices:input_type -> sallyport.scm.ListServicesRequest
+	23, // 48: sallyport.scm.ServiceControlManager.WatchServices:input_type -> sallyport.scm.WatchServicesRequest
+	25, // 49: sallyport.scm.ServiceControlManager.GetServiceKeyName:input_type -> sallyport.scm.ServiceNameRequest
+	25, // 50: sallyport.scm.ServiceControlManager.GetServiceDisplayName:input_type -> sallyport.scm.ServiceNameRequest
+	29, // 51: sallyport.scm.ServiceControlManager.LockServiceDatabase:input_type -> sallyport.scm.LockServiceDatabaseRequest
+	29, // 52: sallyport.scm.ServiceControlManager.QueryServiceLockStatus:input_type -> sallyport.scm.LockServiceDatabaseRequest
+	31, // 53: sallyport.scm.Dispatcher.Dispatch:input_type -> sallyport.scm.FromService
+	8,  // 54: sallyport.scm.ServiceControlManager.CreateService:output_type -> sallyport.scm.ServiceConfig
+	15, // 55: sallyport.scm.ServiceControlManager.OpenService:output_type -> sallyport.scm.OpenServiceResponse
+	8,  // 56: sallyport.scm.ServiceControlManager.ChangeServiceConfig:output_type -> sallyport.scm.ServiceConfig
+	8,  // 57: sallyport.scm.ServiceControlManager.QueryServiceConfig:output_type -> sallyport.scm.ServiceConfig
+	10, // 58: sallyport.scm.ServiceControlManager.QueryServiceStatus:output_type -> sallyport.scm.ServiceStatus
+	10, // 59: sallyport.scm.ServiceControlManager.StartService:output_type -> sallyport.scm.ServiceStatus
+	10, // 60: sallyport.scm.ServiceControlManager.StopService:output_type -> sallyport.scm.ServiceStatus
+	10, // 61: sallyport.scm.ServiceControlManager.PauseContinueService:output_type -> sallyport.scm.ServiceStatus
+	10, // 62: sallyport.scm.ServiceControlManager.InterrogateService:output_type -> sallyport.scm.ServiceStatus
+	10, // 63: sallyport.scm.ServiceControlManager.UserControlService:output_type -> sallyport.scm.ServiceStatus
+	10, // 64: sallyport.scm.ServiceControlManager.DeleteService:output_type -> sallyport.scm.ServiceStatus
+	22, // 65: sallyport.scm.ServiceControlManager.EnumDependents:output_type -> sallyport.scm.ListServicesResponse
+	26, // 66: sallyport.scm.ServiceControlManager.QueryServiceSecurity:output_type -> sallyport.scm.ServiceSecurity
+	26, // 67: sallyport.scm.ServiceControlManager.SetServiceSecurity:output_type -> sallyport.scm.ServiceSecurity
+	28, // 68: sallyport.scm.ServiceControlManager.ReadServiceLog:output_type -> sallyport.scm.LogChunk
+	22, // 69: sallyport.scm.ServiceControlManager.ListServices:output_type -> sallyport.scm.ListServicesResponse
+	24, // 70: sallyport.scm.ServiceControlManager.WatchServices:output_type -> sallyport.scm.ServiceEvent
+	25, // 71: sallyport.scm.ServiceControlManager.GetServiceKeyName:output_type -> sallyport.scm.ServiceNameRequest
+	25, // 72: sallyport.scm.ServiceControlManager.GetServiceDisplayName:output_type -> sallyport.scm.ServiceNameRequest
+	30, // 73: sallyport.scm.ServiceControlManager.LockServiceDatabase:output_type -> sallyport.scm.LockStatus
+	30, // 74: sallyport.scm.ServiceControlManager.QueryServiceLockStatus:output_type -> sallyport.scm.LockStatus
+	35, // 75: sallyport.scm.Dispatcher.Dispatch:output_type -> sallyport.scm.ToService
+	54, // [54:76] is the sub-list for method output_type
+	32, // [32:54] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_proto_scmpb_scm_proto_init() }
@@ -3221,7 +3288,7 @@ func file_proto_scmpb_scm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_scmpb_scm_proto_rawDesc), len(file_proto_scmpb_scm_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

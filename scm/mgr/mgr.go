@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -95,7 +96,7 @@ func (m *Manager) Close() error { return m.conn.Close() }
 
 // CreateOptions are what a new service's record doesn't keep.
 type CreateOptions struct {
-	Password   string              // of the account, where it needs one
+	Password   []byte              // of the account, where it needs one
 	Descriptor string              // SDDL; empty: the default
 	Access     security.AccessMask // of the returned handle, as in OpenService; 0 is a handle that can only be closed
 }
@@ -121,7 +122,7 @@ func (m *Manager) OpenService(ctx context.Context, name string, desired security
 	if err == nil {
 		var opened *scmpb.OpenServiceResponse
 		if opened, err = stream.Recv(); err == nil {
-			return &Service{m: m, name: opened.Name, granted: security.AccessMask(opened.GrantedAccess), stream: stream, release: release}, nil
+			return &Service{m: m, name: opened.Name, granted: security.AccessMask(opened.GrantedAccess), release: release}, nil
 		}
 	}
 	release()
@@ -175,16 +176,16 @@ func (m *Manager) LockDatabase(ctx context.Context) (*Lock, error) {
 	stream, err := m.stub.LockServiceDatabase(hold, &scmpb.LockServiceDatabaseRequest{})
 	if err == nil {
 		if _, err = stream.Recv(); err == nil {
-			return &Lock{stream, release}, nil
+			return &Lock{release: release}, nil
 		}
 	}
 	release()
 	return nil, err
 }
 
-// Unlock releases the lock and returns when it is free; INVALID_HANDLE if it was released before, or is nil.
+// Unlock releases the lock, the controller frees it a moment later; INVALID_HANDLE if it was released before, or is nil.
 func (l *Lock) Unlock() error {
-	if l == nil || l.stream.Context().Err() != nil {
+	if l == nil || l.closed.Swap(true) {
 		return ntstatus.New("mgr.Unlock", "", ntstatus.InvalidHandle)
 	}
 	l.release()
@@ -201,8 +202,8 @@ type Service struct {
 	m       *Manager
 	name    string
 	granted security.AccessMask
-	stream  grpc.ClientStream
 	release context.CancelFunc
+	closed  atomic.Bool
 }
 
 // Name is the service's name as it was created.
@@ -216,6 +217,7 @@ func (s *Service) Close() error {
 	if err := s.need("mgr.Close", 0); err != nil {
 		return err
 	}
+	s.closed.Store(true)
 	s.release()
 	return nil
 }
@@ -223,7 +225,7 @@ func (s *Service) Close() error {
 // need is how a handle answers before the controller is asked.
 func (s *Service) need(op string, right security.AccessMask) error {
 	switch {
-	case s == nil || s.stream.Context().Err() != nil:
+	case s == nil || s.closed.Load():
 		return ntstatus.New(op, "", ntstatus.InvalidHandle)
 	case s.granted&right != right:
 		return ntstatus.Errorf(op, s.name, ntstatus.AccessDenied, "the handle was opened without right 0x%x", uint32(right))
