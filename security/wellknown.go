@@ -122,10 +122,10 @@ func UnixUser(uid uint32) SID { return makeSID(authorityUnix, 1, uid) }
 func UnixGroup(gid uint32) SID { return makeSID(authorityUnix, 2, gid) }
 
 // UnixUID is the uid of a UnixUser.
-func (s SID) UnixUID() (uint32, bool) { return s.sub[2], s == UnixUser(s.sub[2]) }
+func (s SID) UnixUID() (uint32, bool) { return s.sub[1], s == UnixUser(s.sub[1]) }
 
 // UnixGID is the gid of a UnixGroup.
-func (s SID) UnixGID() (uint32, bool) { return s.sub[2], s == UnixGroup(s.sub[2]) }
+func (s SID) UnixGID() (uint32, bool) { return s.sub[1], s == UnixGroup(s.sub[1]) }
 
 // Integrity labels (MS-DTYP 2.4.2.4, S-1-16-…), lowest first.
 

@@ -1,0 +1,277 @@
+package security_test
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"sallyport/security"
+)
+
+// Cases that others have published, in the folder that SALLYPORT_CASES names; they are not part of the project. Each group has
+// a recorded score, the number of cases that must hold per hundred. A group that is not listed is reported and not required.
+const casesEnv = "SALLYPORT_CASES"
+
+func TestPublishedAccessChecks(t *testing.T) {
+	file := readCases[accessCase](t, "access_check.json")
+	score := scores{required: map[string]int{"samba_oracle": 100, "wine_accesscheck": 100, "samba_basic": 100, "samba_smb2_semantics": 100}}
+	for _, c := range file {
+		if c.Informational || c.Op != "" {
+			continue
+		}
+		score.add(c.Group, c.ID, c.run())
+	}
+	score.report(t)
+}
+
+func TestPublishedSIDs(t *testing.T) {
+	const domain = "S-1-5-21-111-222-333"
+	score := scores{required: map[string]int{"alias": 100, "alias_reject": 100, "numeric": 100, "wine_stringsid": 100}}
+	for _, c := range readCases[sidCase](t, "sid_strings.json") {
+		relative, err := security.ParseSID(domain)
+		require.NoError(t, err)
+		got := "reject"
+		if strings.HasPrefix(c.Context, "SDDL") {
+			if sd, err := security.ParseSDDLIn("O:"+c.Input, relative); err == nil {
+				got = sd.Owner.String()
+			}
+		} else if sid, err := security.ParseSIDIn(c.Input, relative); err == nil {
+			got = sid.String()
+		}
+		score.add(c.Group, c.ID, differ(strings.ReplaceAll(c.Expect, "{domain_sid}", domain), got))
+	}
+	score.report(t)
+}
+
+func TestPublishedSDDL(t *testing.T) {
+	domain, err := security.ParseSID("S-1-2-3-4")
+	require.NoError(t, err)
+	score := scores{required: map[string]int{"canonical": 85, "non_canonical": 82, "windows_lenient": 100,
+		"wine_format": 100, "wine_parse": 100}}
+	for _, c := range readCases[sddlCase](t, "sddl_roundtrip.json") {
+		score.add(c.Group, c.ID, c.run(domain))
+	}
+	score.report(t)
+}
+
+func TestPublishedBadSDDL(t *testing.T) {
+	domain, err := security.ParseSID("S-1-2-3-4")
+	require.NoError(t, err)
+	score := scores{required: map[string]int{"should_fail": 100, "wine_reject": 100, "conditional_should_fail": 100}}
+	for _, c := range readCases[sddlCase](t, "sddl_invalid.json") {
+		_, err := security.ParseSDDLIn(c.SDDL, domain)
+		var syntax *security.SyntaxError
+		switch {
+		case err == nil:
+			score.add(c.Group, c.ID, errors.New("accepted"))
+		case !errors.As(err, &syntax) || syntax.Pos < 0 || syntax.Pos > len(c.SDDL):
+			score.add(c.Group, c.ID, fmt.Errorf("no position: %w", err))
+		default:
+			score.add(c.Group, c.ID, nil)
+		}
+	}
+	score.report(t)
+}
+
+type sidCase struct{ ID, Group, Input, Context, Expect string }
+
+type sddlCase struct{ ID, Group, SDDL, Canonical string }
+
+func (c sddlCase) run(domain security.SID) error {
+	first, err := security.ParseSDDLIn(c.SDDL, domain)
+	if err != nil {
+		return err
+	}
+	text := first.Format(domain)
+	if c.Canonical != "" {
+		if err := differ(c.Canonical, text); err != nil {
+			return err
+		}
+	}
+	second, err := security.ParseSDDLIn(text, domain)
+	if err != nil {
+		return err
+	}
+	if !first.Equal(second) {
+		return fmt.Errorf("%s and %s parse differently", c.SDDL, text)
+	}
+	return nil
+}
+
+type accessCase struct {
+	ID, Group string
+	Token     *struct {
+		SIDs              []string
+		PrivilegesEnabled []string `json:"privileges_enabled"`
+		DeviceClaims      []any    `json:"device_claims"`
+		Type, Level       string
+	}
+	SDDL        *string
+	Desired     string
+	Mapping     map[string]string
+	ObjectTypes []any `json:"object_types"`
+	Expect      string
+	Granted     *string
+	// IgnoreBits are masked out of both sides.
+	IgnoreBits    string `json:"ignore_bits"`
+	DomainSID     string `json:"domain_sid"`
+	Informational bool
+	Op            string
+}
+
+func (c accessCase) run() error {
+	if c.ObjectTypes != nil {
+		return errors.New("object type lists are not supported")
+	}
+	domain, err := security.ParseSID(cmp.Or(c.DomainSID, "S-1-22-333-4444"))
+	if err != nil {
+		return err
+	}
+	req := security.CheckRequest{Desired: security.AccessMask(hex(c.Desired)), Trace: true, Mapping: security.GenericMapping{
+		Read:    security.AccessMask(hex(c.Mapping["GENERIC_READ"])),
+		Write:   security.AccessMask(hex(c.Mapping["GENERIC_WRITE"])),
+		Execute: security.AccessMask(hex(c.Mapping["GENERIC_EXECUTE"])),
+		All:     security.AccessMask(hex(c.Mapping["GENERIC_ALL"])),
+	}}
+	if req.Token, err = c.token(domain); err != nil {
+		return err
+	}
+	if strings.HasPrefix(c.Group, "wine") || strings.HasPrefix(c.Group, "reactos") {
+		req.Mode = security.CheckQuery // these call NtAccessCheck
+	}
+	if c.SDDL != nil {
+		if req.Descriptor, err = security.ParseSDDLIn(*c.SDDL, domain); err != nil {
+			return err
+		}
+		if strings.HasPrefix(c.Group, "samba") { // Samba takes descriptors without owner and group
+			if req.Descriptor.Owner.IsZero() {
+				req.Descriptor.Owner = security.Nobody()
+			}
+			if req.Descriptor.Group.IsZero() {
+				req.Descriptor.Group = security.Nobody()
+			}
+		}
+	}
+	d := security.AccessCheck(req)
+	want, got := strings.Replace(c.Expect, "ERROR_", "STATUS_", 1), "granted"
+	if !d.Allowed() {
+		got = d.Status.String()
+	}
+	if err := differ(want, got); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.Join(d.Explain(), "; "))
+	}
+	if c.Granted != nil {
+		ignore := security.AccessMask(hex(c.IgnoreBits))
+		return differ(security.AccessMask(hex(*c.Granted))&^ignore, d.Granted&^ignore)
+	}
+	return nil
+}
+
+func (c accessCase) token(domain security.SID) (*security.Token, error) {
+	t := &security.Token{Type: security.TokenPrimary}
+	if c.Token == nil {
+		return nil, nil
+	}
+	for i, s := range c.Token.SIDs {
+		sid, err := security.ParseSIDIn(s, domain)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			t.User.SID = sid
+			continue
+		}
+		t.Groups = append(t.Groups, security.Group{SID: sid, Attributes: security.GroupDefault})
+	}
+	for _, s := range c.Token.PrivilegesEnabled {
+		p, err := security.ParsePrivilege(s)
+		if err != nil {
+			return nil, err
+		}
+		t.Privileges = append(t.Privileges, security.TokenPrivilege{Privilege: p, Attributes: security.PrivilegeEnabled})
+	}
+	if c.Token.Type == "impersonation" {
+		t.Type = security.TokenImpersonation
+	}
+	t.Level = map[string]security.ImpersonationLevel{"SecurityIdentification": security.LevelIdentification,
+		"SecurityImpersonation": security.LevelImpersonation, "SecurityDelegation": security.LevelDelegation}[c.Token.Level]
+	return t, nil
+}
+
+func readCases[T any](t *testing.T, name string) []T {
+	dir := os.Getenv(casesEnv)
+	if dir == "" {
+		t.Skipf("%s is not set: the published cases are not part of the project", casesEnv)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	require.NoError(t, err)
+	var file struct{ Cases []T }
+	require.NoError(t, json.Unmarshal(data, &file))
+	require.NotEmpty(t, file.Cases)
+	return file.Cases
+}
+
+// scores counts what holds, by group.
+type scores struct {
+	required map[string]int
+	groups   map[string]*score
+}
+
+type score struct {
+	held, total int
+	failures    []string
+}
+
+func (s *scores) add(group, id string, failure error) {
+	if s.groups == nil {
+		s.groups = map[string]*score{}
+	}
+	if s.groups[group] == nil {
+		s.groups[group] = &score{}
+	}
+	g := s.groups[group]
+	g.total++
+	if failure == nil {
+		g.held++
+	} else {
+		g.failures = append(g.failures, id+": "+failure.Error())
+	}
+}
+
+func (s *scores) report(t *testing.T) {
+	for _, name := range slices.Sorted(maps.Keys(s.groups)) {
+		g := s.groups[name]
+		required, scored := s.required[name]
+		t.Logf("%-24s %3d of %3d (required: %d %%)", name, g.held, g.total, required)
+		if scored && g.held*100 < required*g.total {
+			t.Errorf("%s fell below its score:\n%s", name, strings.Join(g.failures, "\n"))
+		} else if testing.Verbose() && len(g.failures) > 0 {
+			t.Logf("%s", strings.Join(g.failures, "\n"))
+		}
+	}
+}
+
+func differ[T comparable](want, got T) error {
+	if want != got {
+		return fmt.Errorf("want %v, got %v", want, got)
+	}
+	return nil
+}
+
+func hex(s string) uint64 {
+	v, err := strconv.ParseUint(cmp.Or(s, "0"), 0, 32)
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
