@@ -8,7 +8,6 @@ package instance
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -117,7 +116,7 @@ func or(a, b string) string {
 	return b
 }
 
-// Socket is the path of the core's socket. It may be longer than a socket address allows: see Address.
+// Socket is the path of the core's socket.
 func (in Instance) Socket() string { return filepath.Join(in.Runtime, socketName) }
 
 // Prepare makes the instance's directories and verifies those that are there already.
@@ -170,25 +169,4 @@ func verify(dir string) error {
 		return ntstatus.Errorf("instance.Verify", dir, ntstatus.AccessDenied, "others may write to it (mode %04o)", info.Mode().Perm())
 	}
 	return nil
-}
-
-// maxSocketPath is the room of sockaddr_un's path, with its terminating zero.
-const maxSocketPath = 108
-
-// Address returns a form of path that fits a socket address, for bind and connect. A longer path is reached through its
-// directory's descriptor, which release closes: call it when the socket is bound or connected.
-func Address(path string) (address string, release func(), err error) {
-	if len(path) < maxSocketPath {
-		return path, func() {}, nil
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return "", nil, ntstatus.Wrap("instance.Address", path, err)
-	}
-	address = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
-	if len(address) >= maxSocketPath {
-		dir.Close()
-		return "", nil, ntstatus.Errorf("instance.Address", path, ntstatus.ObjectNameInvalid, "the socket's own name is too long")
-	}
-	return address, func() { dir.Close() }, nil
 }

@@ -1,11 +1,9 @@
 package instance_test
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -80,31 +78,4 @@ func TestPrepareMakesPrivateDirectoriesAndVerifyRefusesOpenOnes(t *testing.T) {
 	} else {
 		require.ErrorIs(t, instance.Instance{Runtime: "/tmp"}.Verify(), ntstatus.AccessDenied)
 	}
-}
-
-func TestAddressReachesPathsThatAreTooLongForASocket(t *testing.T) {
-	for name, part := range map[string]string{"short": "s", "long": strings.Repeat("l", 120)} {
-		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), part)
-			require.NoError(t, os.Mkdir(dir, 0o700))
-			path := filepath.Join(dir, "core")
-
-			address, release, err := instance.Address(path)
-			require.NoError(t, err)
-			l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: address, Net: "unixpacket"})
-			require.NoError(t, err)
-			l.SetUnlinkOnClose(false)
-			defer l.Close()
-			release()
-
-			address, release, err = instance.Address(path)
-			require.NoError(t, err)
-			defer release()
-			c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: address, Net: "unixpacket"})
-			require.NoError(t, err)
-			require.NoError(t, c.Close())
-		})
-	}
-	_, _, err := instance.Address(filepath.Join(t.TempDir(), strings.Repeat("n", 120)))
-	require.ErrorIs(t, err, ntstatus.ObjectNameInvalid)
 }
