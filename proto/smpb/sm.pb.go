@@ -772,7 +772,9 @@ func (*AcknowledgeExitResponse) Descriptor() ([]byte, []int) {
 }
 
 type ListProcessesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// after continues a list that did not fit one message: the last process that the caller has.
+	After         uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -805,6 +807,13 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
 	return file_proto_smpb_sm_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListProcessesRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
 }
 
 type Process struct {
@@ -910,8 +919,11 @@ func (x *Process) GetExit() *ProcessExit {
 }
 
 type ListProcessesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Processes     []*Process             `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// processes in the order in which they were started.
+	Processes []*Process `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
+	// more: there are others after the last one.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -951,6 +963,13 @@ func (x *ListProcessesResponse) GetProcesses() []*Process {
 		return x.Processes
 	}
 	return nil
+}
+
+func (x *ListProcessesResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 type StoreHandlesRequest struct {
@@ -1479,9 +1498,8 @@ func (x *CreateSessionResponse) GetSession() uint32 {
 }
 
 type TerminateSessionRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// session's number in decimal.
-	Session       string `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint32                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1516,11 +1534,11 @@ func (*TerminateSessionRequest) Descriptor() ([]byte, []int) {
 	return file_proto_smpb_sm_proto_rawDescGZIP(), []int{23}
 }
 
-func (x *TerminateSessionRequest) GetSession() string {
+func (x *TerminateSessionRequest) GetSession() uint32 {
 	if x != nil {
 		return x.Session
 	}
-	return ""
+	return 0
 }
 
 type TerminateSessionResponse struct {
@@ -2204,8 +2222,9 @@ const file_proto_smpb_sm_proto_rawDesc = "" +
 	"\rended_unix_ns\x18\a \x01(\x03R\vendedUnixNs\"2\n" +
 	"\x16AcknowledgeExitRequest\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\x04R\aprocess\"\x19\n" +
-	"\x17AcknowledgeExitResponse\"\x16\n" +
-	"\x14ListProcessesRequest\"\xfc\x01\n" +
+	"\x17AcknowledgeExitResponse\",\n" +
+	"\x14ListProcessesRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\"\xfc\x01\n" +
 	"\aProcess\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\x04R\aprocess\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -2214,9 +2233,10 @@ const file_proto_smpb_sm_proto_rawDesc = "" +
 	"\x05token\x18\x05 \x01(\x04R\x05token\x12&\n" +
 	"\x0fstarted_unix_ns\x18\x06 \x01(\x03R\rstartedUnixNs\x12*\n" +
 	"\x05pidfd\x18\a \x01(\v2\x14.sallyport.nt.HandleR\x05pidfd\x12-\n" +
-	"\x04exit\x18\b \x01(\v2\x19.sallyport.sm.ProcessExitR\x04exit\"L\n" +
+	"\x04exit\x18\b \x01(\v2\x19.sallyport.sm.ProcessExitR\x04exit\"`\n" +
 	"\x15ListProcessesResponse\x123\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x15.sallyport.sm.ProcessR\tprocesses\"m\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x15.sallyport.sm.ProcessR\tprocesses\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"m\n" +
 	"\x13StoreHandlesRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\ahandles\x18\x02 \x03(\v2\x14.sallyport.nt.HandleR\ahandles\x12\x12\n" +
@@ -2244,7 +2264,7 @@ const file_proto_smpb_sm_proto_rawDesc = "" +
 	"\x15CreateSessionResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\rR\asession\"3\n" +
 	"\x17TerminateSessionRequest\x12\x18\n" +
-	"\asession\x18\x01 \x01(\tR\asession\"\x1a\n" +
+	"\asession\x18\x01 \x01(\rR\asession\"\x1a\n" +
 	"\x18TerminateSessionResponse\"\xcd\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\rR\asession\x120\n" +

@@ -99,21 +99,16 @@ type Exit struct {
 // QUOTA_EXCEEDED, SYSTEM_SHUTDOWN.
 func (c *Client) ExecPgm(ctx context.Context, p Program) (*Process, error) {
 	hs := rpc.NewHandleSet()
-	add := func(f *os.File) *ntpb.Handle {
-		if f == nil {
-			return nil
-		}
-		return hs.Add(f)
-	}
 	req := &smpb.ExecPgmRequest{
 		Name: p.Name, Path: p.Path, Argv: p.Args, Env: p.Env, Directory: p.Dir, Token: uint64(p.Token), Session: p.Session,
-		Stdin: add(p.Stdin), Stdout: add(p.Stdout), Stderr: add(p.Stderr), LogPipe: p.LogPipe, Terminal: add(p.Terminal),
+		Stdin: hs.Add(p.Stdin), Stdout: hs.Add(p.Stdout), Stderr: hs.Add(p.Stderr), LogPipe: p.LogPipe, Terminal: hs.Add(p.Terminal),
 		Limits: &smpb.Limits{OpenFiles: p.Limits.OpenFiles, Processes: p.Limits.Processes, MemoryBytes: p.Limits.MemoryBytes,
 			CoreBytes: p.Limits.CoreBytes, CpuSeconds: p.Limits.CPUSeconds},
 	}
 	for _, f := range p.Extra {
-		req.Extra = append(req.Extra, add(f))
+		req.Extra = append(req.Extra, hs.Add(f))
 	}
+	defer hs.Close()
 	resp, err := c.stub.ExecPgm(ctx, req, hs.Option())
 	if err != nil {
 		return nil, err
@@ -181,25 +176,40 @@ func (c *Client) Acknowledge(ctx context.Context, process uint64) error {
 
 // List lists the caller's processes, running or ended and not acknowledged: what a restarted owner adopts.
 func (c *Client) List(ctx context.Context) ([]Process, error) {
-	hs := rpc.NewHandleSet()
-	resp, err := c.stub.ListProcesses(ctx, &smpb.ListProcessesRequest{}, hs.Option())
-	if err != nil {
-		return nil, err
-	}
 	var out []Process
+	for after := uint64(0); ; {
+		more, err := c.list(ctx, after, &out)
+		if err != nil {
+			for _, p := range out {
+				closeAll(p.PIDFD)
+			}
+			return nil, err
+		}
+		if !more {
+			return out, nil
+		}
+		after = out[len(out)-1].ID
+	}
+}
+
+// list appends one page.
+func (c *Client) list(ctx context.Context, after uint64, out *[]Process) (more bool, err error) {
+	hs := rpc.NewHandleSet()
+	defer hs.Close()
+	resp, err := c.stub.ListProcesses(ctx, &smpb.ListProcessesRequest{After: after}, hs.Option())
+	if err != nil {
+		return false, err
+	}
 	for _, p := range resp.Processes {
 		e := Process{ID: p.Process, Name: p.Name, PID: int(p.Pid), Session: p.Session, Token: security.LUID(p.Token), Started: time.Unix(0, p.StartedUnixNs)}
 		if p.Exit != nil {
 			e.Exit = exitOf(p.Exit)
 		} else if e.PIDFD, err = take(hs, p.Pidfd); err != nil {
-			for _, done := range out {
-				closeAll(done.PIDFD)
-			}
-			return nil, ntstatus.Wrap("sm.List", p.Name, err)
+			return false, ntstatus.Wrap("sm.List", p.Name, err)
 		}
-		out = append(out, e)
+		*out = append(*out, e)
 	}
-	return out, nil
+	return resp.More && len(resp.Processes) > 0, nil
 }
 
 // Stored is one entry of the descriptor store.
@@ -253,6 +263,7 @@ func (c *Client) FetchAll(ctx context.Context) ([]Stored, error) {
 
 func (c *Client) fetch(ctx context.Context, name, after string) ([]Stored, string, error) {
 	hs := rpc.NewHandleSet()
+	defer hs.Close()
 	resp, err := c.stub.FetchHandles(ctx, &smpb.FetchHandlesRequest{Name: name, After: after}, hs.Option())
 	if err != nil {
 		return nil, "", err
@@ -289,17 +300,14 @@ func (c *Client) Ready(ctx context.Context, status string) error {
 // nil) becomes winlogon's standard files, of type term.
 func (c *Client) CreateSession(ctx context.Context, terminal *os.File, term string) (uint32, error) {
 	hs := rpc.NewHandleSet()
-	req := &smpb.CreateSessionRequest{Term: term}
-	if terminal != nil {
-		req.Terminal = hs.Add(terminal)
-	}
+	req := &smpb.CreateSessionRequest{Term: term, Terminal: hs.Add(terminal)}
 	resp, err := c.stub.CreateSession(ctx, req, hs.Option())
 	return resp.GetSession(), err
 }
 
 // TerminateSession ends an interactive session and all of its processes, and returns when they are gone.
 func (c *Client) TerminateSession(ctx context.Context, session uint32) error {
-	_, err := c.stub.TerminateSession(ctx, &smpb.TerminateSessionRequest{Session: strconv.FormatUint(uint64(session), 10)})
+	_, err := c.stub.TerminateSession(ctx, &smpb.TerminateSessionRequest{Session: session})
 	return err
 }
 
@@ -350,10 +358,11 @@ func exitOf(e *smpb.ProcessExit) *Exit {
 
 // take has one name for "the message says that there is a file" in every method: an absent handle is a broken promise of smss's.
 func take(hs *rpc.HandleSet, h *ntpb.Handle) (*os.File, error) {
-	if h == nil {
-		return nil, ntstatus.RPCProtocolError
+	f, err := hs.Take(h)
+	if f == nil && err == nil {
+		err = ntstatus.RPCProtocolError
 	}
-	return hs.Take(h)
+	return f, err
 }
 
 func closeAll(files ...*os.File) {
