@@ -1,0 +1,4 @@
+package kernel
+
+// ParseRelease is parseRelease, for its test.
+var ParseRelease = parseRelease
