@@ -31,7 +31,7 @@ type CheckRequest struct {
 // NoToken, NoImpersonationToken, BadImpersonationLevel, InvalidSecurityDescr and InvalidACL where the question can't be answered,
 // in this order of precedence.
 func AccessCheck(req CheckRequest) Decision {
-	c := check{req: &req, wanted: req.Desired &^ MaximumAllowed, maximum: req.Desired&MaximumAllowed != 0}
+	c := check{req: req, wanted: req.Desired &^ MaximumAllowed, maximum: req.Desired&MaximumAllowed != 0}
 	c.interest = c.wanted
 	if c.maximum {
 		c.interest |= ^(GenericRights | MaximumAllowed | AccessSystemSecurity)
@@ -40,7 +40,7 @@ func AccessCheck(req CheckRequest) Decision {
 		c.owner()
 		c.dacl()
 	}
-	c.decision.Status, c.decision.request = c.status, req
+	c.decision.Status, c.decision.request = c.status, c.req
 	if c.status == ntstatus.Success {
 		c.decision.Granted, c.decision.Missing = c.granted, 0
 	}
@@ -49,9 +49,9 @@ func AccessCheck(req CheckRequest) Decision {
 
 // check is one run of AccessCheck.
 type check struct {
-	req      *CheckRequest
-	wanted   AccessMask // must all be granted
-	interest AccessMask // may be granted: wanted, or with MaximumAllowed anything
+	req      CheckRequest // a copy: a pointer would make the caller's escape
+	wanted   AccessMask   // must all be granted
+	interest AccessMask   // may be granted: wanted, or with MaximumAllowed anything
 	maximum  bool
 	granted  AccessMask
 	owns     bool // the token speaks for the owner

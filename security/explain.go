@@ -131,8 +131,12 @@ func (d Decision) describeLabel(s Step) string {
 		where = fmt.Sprintf("entry %d of the SACL %s", s.Entry, d.request.Descriptor.SACL.ACEs[s.Entry])
 	}
 	label, _, _ := d.request.Descriptor.MandatoryLabel()
+	integrity := d.request.Token.Integrity
+	if integrity.IsZero() {
+		integrity = IntegrityUntrusted()
+	}
 	return fmt.Sprintf("%s denies %s: the token's integrity %s is below %s", where, d.name(s.Bits),
-		appendSID(nil, d.request.Token.Integrity, SID{}), appendSID(nil, label, SID{}))
+		appendSID(nil, integrity, SID{}), appendSID(nil, label, SID{}))
 }
 
 func (d Decision) effect(s Step) string {
