@@ -60,9 +60,11 @@ type check struct {
 	decision Decision
 }
 
-// step notes what a rule did.
+// step notes what a rule did; what granted last decides, unless the check is stopped.
 func (c *check) step(s Step) {
-	c.decision.Deciding = s
+	if s.Effect == Granted {
+		c.decision.Deciding = s
+	}
 	if c.req.Trace {
 		c.decision.Steps = append(c.decision.Steps, s)
 	}
@@ -72,6 +74,7 @@ func (c *check) step(s Step) {
 func (c *check) stop(status ntstatus.Status, missing AccessMask, s Step) bool {
 	c.status, c.decision.Missing = status, missing
 	c.step(s)
+	c.decision.Deciding = s
 	return false
 }
 
@@ -192,7 +195,9 @@ func (c *check) dacl() {
 		if c.maximum {
 			fresh |= c.grant(c.req.Mapping.All)
 		}
-		c.step(Step{Rule: RuleNoDACL, Effect: Granted, Bits: fresh})
+		if fresh != 0 {
+			c.step(Step{Rule: RuleNoDACL, Effect: Granted, Bits: fresh})
+		}
 		return
 	}
 	before := c.granted
@@ -249,9 +254,7 @@ func (c *check) walk(restricted bool) bool {
 		default:
 			s.Effect, s.Bits = Granted, c.grant(mask)
 		}
-		if c.req.Trace || s.Effect == Granted {
-			c.step(s)
-		}
+		c.step(s)
 	}
 	if missing := c.wanted &^ c.granted; missing != 0 {
 		return c.stop(ntstatus.AccessDenied, missing, Step{Rule: RuleEnd, Effect: Denied, Bits: missing, Restricted: restricted})
