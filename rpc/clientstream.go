@@ -1,0 +1,411 @@
+package rpc
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"sallyport/alpc"
+	"sallyport/ntstatus"
+)
+
+// clientStream is a stream that this side opened: a REQUEST that is pending until the stream ends, whose REPLY is the
+// status. Where the client sends one message only, that travels with the REQUEST.
+type clientStream struct {
+	stream
+	ctx     context.Context // the caller's
+	own     context.Context // ends with the stream
+	cancel  context.CancelFunc
+	conn    *clientPort
+	method  string
+	desc    *grpc.StreamDesc
+	options callOptions
+	window  uint32
+	block   []byte
+	opened  bool // by the one who sends
+	closed  bool // CloseSend
+
+	headerSeen chan struct{}
+	done       chan struct{}
+
+	mu      sync.Mutex
+	got     uint64      // sequenced datagrams
+	reply   *replyFrame // has come; perhaps not yet all that was sent before it
+	header  metadata.MD
+	seen    bool
+	trailer metadata.MD
+	over    bool
+	err     error // of the finished stream; nil is OK
+	told    bool  // options are filled in
+}
+
+// NewStream opens a stream. Generated clients call it.
+func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, options ...grpc.CallOption) (grpc.ClientStream, error) {
+	o, err := c.collect(options)
+	if err != nil {
+		return nil, localError(method, "", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, localError(method, "", err)
+	}
+	p, err := c.connected(ctx)
+	if err != nil {
+		return nil, failed(ctx, method, err)
+	}
+	block, err := outgoing(ctx)
+	if err == nil {
+		err = headFits(method, requestHeaderLen+len(method)+len(block), p.port.MaxMessageLength())
+	}
+	if err != nil {
+		return nil, localError(method, "", err)
+	}
+	s := &clientStream{
+		stream: stream{port: p.port, in: newInbox(uint32(c.options.Window)), out: newOutbox(0)},
+		ctx:    ctx, conn: p, method: method, desc: desc, options: o, window: uint32(c.options.Window), block: block,
+		headerSeen: make(chan struct{}), done: make(chan struct{}),
+	}
+	s.max.send, s.max.receive = o.send, o.receive
+	s.own, s.cancel = context.WithCancel(ctx)
+	p.add(s)
+	if desc.ClientStreams {
+		s.open(nil, 0)
+	}
+	return s, nil
+}
+
+// open sends the REQUEST; its reply is waited for beside the caller.
+func (s *clientStream) open(buf *buffer, flags uint8) {
+	s.opened = true
+	if buf == nil {
+		buf = getBuffer()
+		buf.b = appendRequest(buf.b, kindOpen, flags, s.call, s.window, s.method, s.block)
+	}
+	files, given := s.options.handles.outgoing()
+	go func() {
+		m, err := s.port.Call(s.own, &alpc.Message{Type: alpc.TypeRequest, Data: buf.b, Handles: files})
+		buf.free()
+		closeFiles(given)
+		if err != nil {
+			s.finish(nil, failed(s.ctx, s.method, err), true)
+			return
+		}
+		f, err := s.conn.reply(m, s.options.handles)
+		if err != nil {
+			s.finish(nil, localError(s.method, "", err), true)
+			return
+		}
+		s.mu.Lock()
+		s.reply = &f
+		whole := s.got >= f.count
+		s.mu.Unlock()
+		if whole {
+			s.ended()
+		}
+	}()
+}
+
+// arrived is a datagram of this stream; false says that the server broke the protocol.
+func (s *clientStream) arrived(f datagramFrame, handles []alpc.Handle) bool {
+	switch f.kind {
+	case kindCredit:
+		return s.out.add(f.size)
+	case kindHeader:
+		md, err := parseMetadata(f.body)
+		if err != nil || !s.setHeader(md) {
+			return false
+		}
+	case kindData:
+		if s.options.handles.incoming(handles) != nil || f.flags&flagMsg == 0 || f.flags&flagEnd != 0 {
+			return false
+		}
+		s.setHeader(nil)
+		if !s.in.push(f) {
+			return false
+		}
+	default:
+		return false
+	}
+	s.mu.Lock()
+	s.got++
+	whole := s.reply != nil && s.got >= s.reply.count
+	s.mu.Unlock()
+	if whole {
+		s.ended()
+	}
+	return true
+}
+
+// setHeader keeps the header metadata, which come once.
+func (s *clientStream) setHeader(md metadata.MD) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen {
+		return false
+	}
+	s.header, s.seen = md, true
+	close(s.headerSeen)
+	return true
+}
+
+// ended takes the outcome from the reply, now that all that was sent before it is here.
+func (s *clientStream) ended() {
+	f := s.reply
+	header, err := blockOf(f.header)
+	var trailer metadata.MD
+	if err == nil {
+		trailer, err = blockOf(f.trailer)
+	}
+	var outcome error
+	if err == nil && len(f.status) > 0 {
+		var st *status.Status
+		if st, err = parseStatus(f.status); err == nil {
+			outcome = FromStatus(s.method, st)
+		}
+	}
+	if err != nil {
+		s.finish(nil, s.conn.broken(s.method, err), true)
+		return
+	}
+	s.setHeader(header)
+	s.finish(trailer, outcome, false)
+}
+
+// finish ends the stream, once. A local failure forgets what was not read.
+func (s *clientStream) finish(trailer metadata.MD, err error, local bool) {
+	s.mu.Lock()
+	if s.over {
+		s.mu.Unlock()
+		return
+	}
+	s.over, s.trailer, s.err = true, trailer, err
+	s.mu.Unlock()
+	if local {
+		s.in.close(err)
+	} else {
+		s.in.close(nil)
+	}
+	close(s.done)
+	s.cancel()
+	s.conn.remove(s)
+}
+
+// Header waits for the header metadata, or the end of the stream.
+func (s *clientStream) Header() (metadata.MD, error) {
+	s.begin()
+	select {
+	case <-s.headerSeen:
+	case <-s.done:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.header, nil
+}
+
+// Trailer returns the trailer metadata of a stream that has ended.
+func (s *clientStream) Trailer() metadata.MD {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trailer
+}
+
+// Context returns the caller's context.
+func (s *clientStream) Context() context.Context { return s.ctx }
+
+// begin opens a stream whose caller waits for it without having sent anything.
+func (s *clientStream) begin() {
+	if !s.opened {
+		s.open(nil, 0)
+	}
+}
+
+// CloseSend says that no more messages come.
+func (s *clientStream) CloseSend() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if !s.opened {
+		s.open(nil, flagEnd)
+		return nil
+	}
+	// The first credit says that the server has the REQUEST: nothing may overtake that.
+	if s.out.take(s.own, 0) == nil {
+		_ = s.datagram(s.own, kindData, flagEnd, 0, nil)
+	}
+	return nil
+}
+
+// SendMsg waits for the server's credit. io.EOF says that the stream has ended: RecvMsg has the status.
+func (s *clientStream) SendMsg(m any) error {
+	if s.closed {
+		return status.Error(codes.Internal, "SendMsg called after CloseSend")
+	}
+	if !s.opened {
+		sent, err := s.sendFirst(m)
+		if err != nil {
+			s.finish(nil, err, true)
+			return err
+		}
+		if sent {
+			return nil
+		}
+		s.begin()
+	}
+	_, err := s.send(s.own, m, s.options.handles)
+	switch {
+	case err == nil:
+		return nil
+	case s.own.Err() == nil && s.conn.alive():
+		err = localError(s.method, "", err)
+		s.finish(nil, err, true)
+		return err
+	case !s.desc.ClientStreams:
+		return nil // generated code wants the status from RecvMsg
+	}
+	return io.EOF
+}
+
+// sendFirst sends the only message with the REQUEST, if it fits.
+func (s *clientStream) sendFirst(m any) (sent bool, err error) {
+	buf := getBuffer()
+	buf.b = appendRequest(buf.b, kindOpen, flagMsg|flagEnd, s.call, s.window, s.method, s.block)
+	at := len(buf.b)
+	if err := buf.marshal(m); err != nil {
+		return false, localError(s.method, "", err)
+	}
+	if size := len(buf.b) - at; size > s.max.send {
+		return false, localError(s.method, "", tooLong(size, s.max.send))
+	}
+	if len(buf.b) > s.port.MaxMessageLength() {
+		buf.free()
+		return false, nil
+	}
+	s.closed = true
+	s.open(buf, 0)
+	return true, nil
+}
+
+// RecvMsg waits for the next message; io.EOF is the end with an OK status, any other error the stream's outcome.
+func (s *clientStream) RecvMsg(m any) error {
+	s.begin()
+	b, err := s.receive(s.ctx)
+	if err != nil {
+		return s.outcome(err)
+	}
+	if err := unmarshal(b, m); err != nil {
+		err = localError(s.method, "", err)
+		s.finish(nil, err, true)
+		return s.outcome(err)
+	}
+	if s.desc.ServerStreams {
+		return nil
+	}
+	if _, err = s.receive(s.ctx); err == nil {
+		err = localError(s.method, "", ntstatus.Errorf("rpc.receive", "", ntstatus.RPCProtocolError, "a second message where there is one"))
+		s.finish(nil, err, true)
+	}
+	if err = s.outcome(err); err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// outcome is what RecvMsg returns once there are no more messages.
+func (s *clientStream) outcome(err error) error {
+	switch {
+	case err == io.EOF:
+		<-s.done
+	case s.ctx.Err() != nil:
+		s.finish(nil, failed(s.ctx, s.method, err), true)
+	default:
+		s.finish(nil, localError(s.method, "", err), true)
+	}
+	s.mu.Lock()
+	told := s.told
+	s.told = true
+	err = s.err
+	s.mu.Unlock()
+	if !told {
+		s.options.done(s.conn, s.header, s.trailer, err)
+	}
+	if err == nil {
+		return io.EOF
+	}
+	return err
+}
+
+// add gives a stream its number and makes its datagrams find it.
+func (p *clientPort) add(s *clientStream) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s.call = p.next.Add(1); p.streams[s.call] != nil; s.call = p.next.Add(1) {
+	}
+	p.streams[s.call] = s
+	if !p.reading {
+		p.reading = true
+		ctx, cancel := context.WithCancel(context.Background())
+		p.stop = cancel
+		go p.read(ctx)
+	}
+}
+
+func (p *clientPort) remove(s *clientStream) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if delete(p.streams, s.call); len(p.streams) == 0 && p.reading {
+		p.stop()
+	}
+}
+
+// read gives datagrams to their streams until there are none, or the connection ends: then each stream's own call fails.
+func (p *clientPort) read(ctx context.Context) {
+	for {
+		m, err := p.port.Receive(ctx)
+		if err != nil {
+			p.mu.Lock()
+			if len(p.streams) == 0 || !p.alive() || ctx.Err() == nil {
+				p.reading = false
+				p.stop()
+				p.mu.Unlock()
+				return
+			}
+			ctx, p.stop = context.WithCancel(context.Background())
+			p.mu.Unlock()
+			continue
+		}
+		if m.Type != alpc.TypeDatagram {
+			m.CloseHandles()
+			if m.Type == alpc.TypeRequest {
+				p.refuse(m)
+			}
+			continue
+		}
+		f, err := parseDatagram(m.Data)
+		if err != nil {
+			m.CloseHandles()
+			_ = p.port.Close()
+			continue
+		}
+		p.mu.Lock()
+		s := p.streams[f.call]
+		p.mu.Unlock()
+		if f.kind != kindData || s == nil {
+			m.CloseHandles()
+		}
+		if s != nil && !s.arrived(f, m.Handles) {
+			_ = p.port.Close()
+		}
+	}
+}
+
+// refuse answers a REQUEST that a server made to this client, which serves nothing.
+func (p *clientPort) refuse(m *alpc.Message) {
+	st := ToStatus(ntstatus.New("rpc.serve", "", ntstatus.LPCRequestsNotAllowed))
+	b := appendReply(nil, replyFrame{status: appendStatus(nil, st, maxStatusLen)})
+	_ = p.port.Reply(context.Background(), m, &alpc.Message{Type: alpc.TypeReply, Data: b})
+}

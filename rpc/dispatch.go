@@ -1,0 +1,460 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	"sallyport/alpc"
+	"sallyport/ntstatus"
+	"sallyport/security"
+)
+
+// takeOver is after how long at least a unary handler counts as slow, and another goroutine reads the connection.
+const takeOver = 250 * time.Microsecond
+
+// serverConn is one connection of a server. One goroutine at a time reads it.
+type serverConn struct {
+	server *Server
+	port   *alpc.Port
+	client *alpc.Client
+	ctx    context.Context // ends with the connection; carries the peer
+	cancel context.CancelCauseFunc
+
+	granted []atomic.Pointer[security.Descriptor] // by method: the interface's descriptor that granted it
+
+	// turn counts the unary handlers that ran on the reading goroutine: odd while one runs. Whoever moves an odd turn on,
+	// the handler's goroutine when it is done or the watch when it is slow, reads on.
+	turn    atomic.Uint64
+	current atomic.Pointer[serverCall] // the handler of an odd turn
+	watched atomic.Bool
+	seen    uint64 // by the watch only
+	timer   *time.Timer
+
+	inflight atomic.Int64 // calls in progress, the one of an odd turn included
+	buffered atomic.Int64 // bytes counted with Server.reserve
+	workers  sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	err     error
+	calls   map[uint32]*serverCall // that can be cancelled: by the port's id of the request
+	streams map[uint32]*serverCall // by call number
+	parts   map[uint32][]byte      // unary requests in assembly
+	replies map[uint32][]byte      // that did not fit in a frame: what is still to be fetched
+}
+
+func newServerConn(ctx context.Context, s *Server, p *alpc.Port) *serverConn {
+	c := &serverConn{
+		server: s, port: p, client: p.Peer(), granted: make([]atomic.Pointer[security.Descriptor], len(s.methods)),
+		calls: map[uint32]*serverCall{}, streams: map[uint32]*serverCall{},
+		parts: map[uint32][]byte{}, replies: map[uint32][]byte{},
+	}
+	if c.client == nil {
+		c.client = &alpc.Client{}
+	}
+	ctx = metadata.NewIncomingContext(peer.NewContext(ctx, portPeer(c.client)), metadata.MD{})
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	return c
+}
+
+// run serves until the connection ends, and returns when its last handler has.
+func (c *serverConn) run() error {
+	c.workers.Add(1)
+	go c.read()
+	<-c.ctx.Done()
+	c.close(nil)
+	c.workers.Wait()
+	c.server.release(c, int(c.buffered.Load()))
+	return c.err
+}
+
+// close ends the connection, once; err is what the peer did wrong, if anything.
+func (c *serverConn) close(err error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.closed, c.err = true, err
+	calls := make([]*serverCall, 0, len(c.calls)+1)
+	for _, call := range c.calls {
+		calls = append(calls, call)
+	}
+	if call := c.current.Load(); call != nil {
+		calls = append(calls, call)
+	}
+	c.mu.Unlock()
+	c.cancel(errStopped)
+	for _, call := range calls {
+		call.abort(context.Canceled)
+	}
+	_ = c.port.Close()
+}
+
+// read takes what comes until the connection ends or another goroutine has taken over.
+func (c *serverConn) read() {
+	defer c.workers.Done()
+	defer func() { c.close(nil) }()
+	for {
+		m, err := c.port.Receive(c.ctx)
+		if err != nil {
+			return
+		}
+		mine := true
+		switch m.Type {
+		case alpc.TypeRequest:
+			mine, err = c.request(m)
+		case alpc.TypeDatagram:
+			err = c.datagram(m)
+		case alpc.TypeCanceled:
+			c.canceled(m.ID)
+			m.CloseHandles()
+		default:
+			m.CloseHandles()
+		}
+		if err != nil {
+			c.close(ntstatus.Wrap("rpc.serve", "", err))
+			return
+		}
+		if !mine {
+			return
+		}
+	}
+}
+
+// request starts or answers what a REQUEST asks for. It reports whether this goroutine still has to read.
+func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
+	f, err := parseRequest(m.Data)
+	if err != nil {
+		m.CloseHandles()
+		return true, err
+	}
+	if f.kind == kindFetch {
+		m.CloseHandles()
+		c.fetch(m, f.call)
+		return true, nil
+	}
+	call := &serverCall{conn: c, request: m, number: f.call, body: f.body}
+	call.base, call.deadline = c.ctx, m.Deadline
+	if len(m.Handles) > 0 {
+		if err := call.handleSet().incoming(m.Handles); err != nil {
+			return true, err
+		}
+	}
+	c.inflight.Add(1)
+	var parts []byte
+	if f.kind == kindCall && f.size > 0 {
+		parts = c.takeParts(f.call)
+	}
+	if err := c.prepare(call, &f, parts); err != nil {
+		c.server.release(c, len(parts))
+		call.finish(nil, err)
+		return true, nil
+	}
+	if f.kind == kindOpen {
+		return true, c.open(call, f)
+	}
+
+	c.current.Store(call)
+	turn := c.turn.Add(1)
+	c.watch()
+	call.runUnary()
+	c.server.release(c, len(parts))
+	c.current.Store(nil)
+	if c.turn.CompareAndSwap(turn, turn+1) {
+		return true, nil
+	}
+	c.forget(call)
+	return false, nil
+}
+
+// prepare finds the method, reads the metadata, and does what can be checked before the message is decoded.
+func (c *serverConn) prepare(call *serverCall, f *requestFrame, parts []byte) error {
+	if c.server.draining.Load() {
+		return ntstatus.New("rpc.serve", string(f.method), ntstatus.ShutdownInProgress)
+	}
+	m := c.server.methods[string(f.method)]
+	if m == nil || (m.stream != nil) != (f.kind == kindOpen) {
+		return c.server.unknown(string(f.method))
+	}
+	call.method = m
+	if f.kind == kindCall && f.size > 0 {
+		if int(f.size)+len(f.body) > c.server.options.MaxMessage {
+			return tooLong(int(f.size)+len(f.body), c.server.options.MaxMessage)
+		}
+		if len(parts) != int(f.size) {
+			return ntstatus.Errorf(m.full, "", ntstatus.QuotaExceeded, "no room for a message of %d bytes now", int(f.size)+len(f.body))
+		}
+		call.body = append(parts, f.body...)
+	}
+	call.ctx = grpc.NewContextWithServerTransportStream(call, transport{call})
+	if len(f.metadata) > 0 {
+		md, err := parseMetadata(f.metadata)
+		if err != nil {
+			return err
+		}
+		call.ctx = metadata.NewIncomingContext(call.ctx, md)
+	}
+	c.mu.Lock()
+	busy := len(c.calls) >= c.server.options.MaxCalls
+	c.mu.Unlock()
+	if busy {
+		return ntstatus.Errorf(m.full, "", ntstatus.RPCServerTooBusy, "%d calls of this connection are in progress", c.server.options.MaxCalls)
+	}
+	if m.object == nil {
+		return c.admit(call.ctx, m)
+	}
+	return nil
+}
+
+// unknown is the outcome for a method that isn't there, in gRPC's words.
+func (s *Server) unknown(full string) error {
+	name, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
+	if s.services[name] == nil {
+		return ntstatus.Errorf("rpc.serve", full, ntstatus.RPCUnknownIf, "unknown service %s", name)
+	}
+	return ntstatus.Errorf("rpc.serve", full, ntstatus.RPCProcnumOutOfRange, "unknown method %s for service %s", method, name)
+}
+
+// forget ends a call's part in cancellation and datagrams.
+func (c *serverConn) forget(call *serverCall) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls[call.request.ID] == call {
+		delete(c.calls, call.request.ID)
+	}
+	if c.streams[call.number] == call {
+		delete(c.streams, call.number)
+	}
+}
+
+// watch sees to it that a slow handler doesn't keep the connection. The timer runs only while there are calls.
+func (c *serverConn) watch() {
+	if c.watched.Load() || !c.watched.CompareAndSwap(false, true) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer == nil {
+		c.timer = time.AfterFunc(takeOver, c.look)
+	} else if !c.closed {
+		c.timer.Reset(takeOver)
+	}
+}
+
+// look is the watch: the same odd turn twice in a row is a slow handler.
+func (c *serverConn) look() {
+	turn := c.turn.Load()
+	same := turn == c.seen
+	c.seen = turn
+	if same && turn%2 == 0 {
+		c.watched.Store(false)
+		// A handler that began meanwhile may have found the watch still on.
+		if c.turn.Load() == turn || !c.watched.CompareAndSwap(false, true) {
+			return
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	if call := c.current.Load(); same && turn%2 == 1 && call != nil {
+		c.calls[call.request.ID] = call
+		if c.turn.CompareAndSwap(turn, turn+1) {
+			c.workers.Add(1)
+			go c.read()
+		} else {
+			delete(c.calls, call.request.ID)
+		}
+	}
+	c.timer.Reset(takeOver)
+}
+
+// open starts a stream.
+func (c *serverConn) open(call *serverCall, f requestFrame) error {
+	call.stream = &stream{
+		port: c.port, call: call.number, in: newInbox(uint32(c.server.options.Window)), out: newOutbox(f.size),
+	}
+	call.stream.in.push(datagramFrame{flags: f.flags, body: f.body})
+	call.stream.max.send, call.stream.max.receive = c.server.options.MaxMessage, c.server.options.MaxMessage
+	c.mu.Lock()
+	if c.closed || c.streams[call.number] != nil {
+		c.mu.Unlock()
+		err := invalidFrame("call number in use")
+		call.finish(nil, err)
+		return err
+	}
+	c.streams[call.number], c.calls[call.request.ID] = call, call
+	c.mu.Unlock()
+	c.workers.Go(func() {
+		call.runStream()
+		c.forget(call)
+	})
+	return nil
+}
+
+// datagram is a peer's DATAGRAM: for a call that is there, or gone already.
+func (c *serverConn) datagram(m *alpc.Message) error {
+	f, err := parseDatagram(m.Data)
+	if err != nil {
+		m.CloseHandles()
+		return err
+	}
+	if f.kind != kindData {
+		m.CloseHandles()
+	}
+	switch f.kind {
+	case kindPart:
+		c.addPart(f)
+		return nil
+	case kindDrop:
+		c.drop(f.call)
+		return nil
+	}
+	c.mu.Lock()
+	call := c.streams[f.call]
+	c.mu.Unlock()
+	if call == nil {
+		m.CloseHandles()
+		return nil
+	}
+	switch f.kind {
+	case kindData:
+		if len(m.Handles) > 0 {
+			if err := call.handleSet().incoming(m.Handles); err != nil {
+				return err
+			}
+		}
+		if !call.stream.in.push(f) {
+			return invalidFrame("more than the window")
+		}
+	case kindCredit:
+		if !call.stream.out.add(f.size) {
+			return invalidFrame("more credit than a window can be")
+		}
+	default:
+		return invalidFrame("a datagram that only servers send")
+	}
+	return nil
+}
+
+func (c *serverConn) canceled(id uint32) {
+	c.mu.Lock()
+	call := c.calls[id]
+	c.mu.Unlock()
+	if call != nil {
+		call.abort(context.Canceled)
+	}
+}
+
+// addPart keeps a piece of a unary request. What there is no room for is forgotten: the request that follows finds that
+// something is missing and gets QUOTA_EXCEEDED.
+func (c *serverConn) addPart(f datagramFrame) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have, known := c.parts[f.call]
+	room := int(f.size) <= c.server.options.MaxMessage && len(have)+len(f.body) <= int(f.size) &&
+		(known || len(c.parts) < c.server.options.MaxCalls)
+	if room && c.server.reserve(c, len(f.body)) {
+		c.parts[f.call] = append(have, f.body...)
+		return
+	}
+	c.server.release(c, len(have))
+	delete(c.parts, f.call)
+}
+
+// takeParts gives the pieces to the request that they belong to; they stay reserved until it has run.
+func (c *serverConn) takeParts(call uint32) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.parts[call]
+	delete(c.parts, call)
+	return b
+}
+
+// drop forgets what a caller that gave up has left.
+func (c *serverConn) drop(call uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.server.release(c, len(c.parts[call])+len(c.replies[call]))
+	delete(c.parts, call)
+	delete(c.replies, call)
+}
+
+// keep holds a reply's body for the client to fetch.
+func (c *serverConn) keep(call uint32, body []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.replies[call] != nil || len(c.replies) >= c.server.options.MaxCalls || !c.server.reserve(c, len(body)) {
+		return ntstatus.Errorf("rpc.serve", "", ntstatus.QuotaExceeded, "no room for a reply of %d bytes now", len(body))
+	}
+	c.replies[call] = body
+	return nil
+}
+
+// fetch answers with the next piece of a kept reply.
+func (c *serverConn) fetch(m *alpc.Message, call uint32) {
+	buf := getBuffer()
+	defer buf.free()
+	buf.b = appendReply(buf.b, replyFrame{})
+	c.mu.Lock()
+	rest := c.replies[call]
+	n := min(len(rest), c.port.MaxMessageLength()-replyHeaderLen)
+	buf.b = append(buf.b, rest[:n]...)
+	if c.server.release(c, n); n == len(rest) {
+		delete(c.replies, call)
+	} else {
+		c.replies[call] = rest[n:]
+	}
+	c.mu.Unlock()
+	_ = c.port.Reply(c.ctx, m, &alpc.Message{Type: alpc.TypeReply, Data: buf.b}) // it fails only when the caller has gone
+}
+
+// recovered turns a handler's panic into the outcome of its call.
+func (c *serverConn) recovered(call *serverCall, v any) error {
+	c.server.log.Error("a handler panicked", "method", call.method.full, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	return ntstatus.Errorf(call.method.full, "", ntstatus.InternalError, "the handler failed")
+}
+
+type callKey struct{}
+
+// Caller returns who makes the call that ctx belongs to: proven by the core, not by anything in a message. False outside a
+// handler of this package (a service object may also be served by a stock grpc.Server).
+func Caller(ctx context.Context) (*alpc.Client, bool) {
+	c, ok := ctx.Value(callKey{}).(*serverCall)
+	if !ok {
+		return nil, false
+	}
+	return c.conn.client, true
+}
+
+// Address is the net.Addr of a port's other side, for gRPC's peer.
+type Address struct{ Client *alpc.Client }
+
+// Network returns "alpc".
+func (Address) Network() string { return "alpc" }
+
+// String names the process and the core's number of the connection.
+func (a Address) String() string {
+	return fmt.Sprintf("pid:%d,connection:%d", a.Client.PID, a.Client.Connection)
+}
+
+// AuthInfo says to gRPC's peer how the other side is known: by the core.
+type AuthInfo struct{ Client *alpc.Client }
+
+// AuthType returns "alpc".
+func (AuthInfo) AuthType() string { return "alpc" }
+
+func portPeer(client *alpc.Client) *peer.Peer {
+	return &peer.Peer{Addr: Address{client}, AuthInfo: AuthInfo{client}}
+}
