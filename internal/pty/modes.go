@@ -96,3 +96,8 @@ func (m Modes) Sane() Modes {
 	}
 	return m
 }
+
+// Discard throws away what was typed and not read yet, asked of the slave side.
+func Discard(f *os.File) error {
+	return control(f, "discard input", func(fd int) error { return unix.IoctlSetInt(fd, unix.TCFLSH, unix.TCIFLUSH) })
+}

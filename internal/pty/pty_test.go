@@ -176,3 +176,13 @@ func TestAFileThatIsNoTerminalIsRefused(t *testing.T) {
 	require.Error(t, err)
 	require.Error(t, pty.SetSize(f, pty.Size{}))
 }
+
+func TestDiscardForgetsWhatWasTypedAhead(t *testing.T) {
+	master, peer := pair(t)
+	set(t, peer, func(m pty.Modes) pty.Modes { return m.Keys().WithEcho(true) })
+	send(t, master, "ahead")
+	expect(t, master, "ahead") // the echo says that the terminal has it
+	require.NoError(t, pty.Discard(peer))
+	send(t, master, "x")
+	expect(t, peer, "x")
+}
