@@ -1,6 +1,7 @@
 package alpc
 
 import (
+	"fmt"
 	"os"
 
 	"sallyport/security"
@@ -47,4 +48,15 @@ type Client struct {
 	Source     IdentitySource
 	Evidence   string // what proved it, in words
 	SessionID  uint32
+}
+
+// name is how errors and logs call the peer.
+func (c *Client) name() string {
+	switch {
+	case c == nil:
+		return ""
+	case c.Token != nil:
+		return fmt.Sprintf("%s (process %d)", c.Token.User.SID, c.PID)
+	}
+	return fmt.Sprintf("process %d", c.PID)
 }

@@ -84,6 +84,19 @@ func Map(f *os.File, size int, writable bool) (b []byte, err error) {
 	return b, nil
 }
 
+// Dup returns another descriptor of the same memory, close-on-exec.
+func Dup(f *os.File) (dup *os.File, err error) {
+	err = withFD(f, func(fd int) error {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+		dup = os.NewFile(uintptr(n), f.Name())
+		return nil
+	})
+	return dup, err
+}
+
 // Unmap releases a mapping that Map returned.
 func Unmap(b []byte) error { return os.NewSyscallError("munmap", unix.Munmap(b)) }
 

@@ -20,6 +20,8 @@ type receiver struct {
 	mu      sync.Mutex
 	attempt func(fd uintptr) bool
 	wait    bool
+	pool    *Pool
+	buf     *[]byte
 	n       int
 	errno   syscall.Errno
 	hdr     unix.Msghdr
@@ -32,6 +34,11 @@ func (r *receiver) prepare() {
 	r.hdr.SetIovlen(1)
 	// Non-blocking, so that the raw form is right: it can't hold up a stop-the-world.
 	r.attempt = func(fd uintptr) bool {
+		if r.pool != nil {
+			r.buf = r.pool.pool.Get().(*[]byte)
+			r.iov.Base = unsafe.SliceData(*r.buf)
+			r.iov.SetLen(len(*r.buf))
+		}
 		for {
 			r.hdr.Control = (*byte)(unsafe.Pointer(&r.block))
 			r.hdr.SetControllen(len(r.block) * 8)
@@ -40,18 +47,29 @@ func (r *receiver) prepare() {
 				continue
 			}
 			r.n, r.errno = int(n), errno
-			return errno != unix.EAGAIN || !r.wait
+			if errno == unix.EAGAIN && r.wait {
+				if r.pool != nil {
+					r.pool.Put(r.end())
+				}
+				return false
+			}
+			return true
 		}
 	}
 }
 
-func (r *receiver) begin(buf []byte, wait bool) {
-	r.wait, r.n, r.errno = wait, 0, 0
+func (r *receiver) begin(buf []byte, pool *Pool, wait bool) {
+	r.pool, r.wait, r.n, r.errno = pool, wait, 0, 0
 	r.iov.Base = unsafe.SliceData(buf)
 	r.iov.SetLen(len(buf))
 }
 
-func (r *receiver) end() { r.iov.Base = nil }
+// end lets go of the buffer and returns it if it is the pool's.
+func (r *receiver) end() *[]byte {
+	b := r.buf
+	r.buf, r.iov.Base = nil, nil
+	return b
+}
 
 func (r *receiver) flags() int { return int(r.hdr.Flags) }
 
@@ -96,13 +114,12 @@ type sender struct {
 	wait    bool
 	errno   syscall.Errno
 	hdr     unix.Msghdr
-	iov     unix.Iovec
+	iov     [2]unix.Iovec
 	block   controlBlock
 }
 
 func (s *sender) prepare() {
-	s.hdr.Iov = &s.iov
-	s.hdr.SetIovlen(1)
+	s.hdr.Iov = &s.iov[0]
 	s.attempt = func(fd uintptr) bool {
 		for {
 			_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.hdr)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
@@ -115,10 +132,13 @@ func (s *sender) prepare() {
 	}
 }
 
-func (s *sender) begin(payload []byte, fds []int, as *Ucred, wait bool) {
+func (s *sender) begin(head, body []byte, fds []int, as *Ucred, wait bool) {
 	s.wait, s.errno = wait, 0
-	s.iov.Base = unsafe.SliceData(payload)
-	s.iov.SetLen(len(payload))
+	for i, part := range [2][]byte{head, body} {
+		s.iov[i].Base = unsafe.SliceData(part)
+		s.iov[i].SetLen(len(part))
+	}
+	s.hdr.SetIovlen(2)
 	s.hdr.Control, s.hdr.Controllen = nil, 0
 	if len(fds) == 0 && as == nil {
 		return
@@ -145,7 +165,7 @@ func (s *sender) begin(payload []byte, fds []int, as *Ucred, wait bool) {
 	s.hdr.SetControllen(used)
 }
 
-func (s *sender) end() { s.iov.Base = nil }
+func (s *sender) end() { s.iov[0].Base, s.iov[1].Base = nil, nil }
 
 func peerGroups(fd int) ([]uint32, error) {
 	// The kernel says how many there are when the room was short (NGROUPS_MAX is 65,536).

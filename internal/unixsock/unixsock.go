@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -216,70 +217,134 @@ func withAddress(path string, fn func(unix.Sockaddr) error) error {
 	return fn(&unix.SockaddrUnix{Name: procFD(dir) + "/" + filepath.Base(path)})
 }
 
+// Pool keeps receive buffers of one size, so that a connection which waits holds none.
+type Pool struct{ pool sync.Pool }
+
+// NewPool returns a pool of buffers of size bytes.
+func NewPool(size int) *Pool {
+	return &Pool{pool: sync.Pool{New: func() any {
+		b := make([]byte, size)
+		return &b
+	}}}
+}
+
+// Put gives back a buffer of RecvPool; nil is nothing.
+func (p *Pool) Put(b *[]byte) {
+	if b != nil {
+		p.pool.Put(b)
+	}
+}
+
+// RecvPool is Recv into a buffer of pool, taken only when there is something to receive. The caller puts it back; it is
+// nil when err isn't.
+func (c *Conn) RecvPool(pool *Pool) (b *[]byte, n int, fds []int, cred Ucred, err error) {
+	return c.receive(nil, pool, true, c.raw.Read)
+}
+
+// TryRecvPool is RecvPool that never waits, not even for a WaitHangup that is under way.
+func (c *Conn) TryRecvPool(pool *Pool) (b *[]byte, n int, fds []int, cred Ucred, err error) {
+	return c.receive(nil, pool, false, c.tryRead)
+}
+
+func (c *Conn) tryRead(attempt func(fd uintptr) bool) error {
+	return c.raw.Control(func(fd uintptr) { attempt(fd) })
+}
+
+// WaitHangup takes nothing from the socket. It returns nil when the connection was shut down, by whichever side, even if
+// messages are still queued; os.ErrDeadlineExceeded past the read deadline. Recv waits for it to return.
+func (c *Conn) WaitHangup() error {
+	return c.raw.Read(hungUp)
+}
+
+func hungUp(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return err != nil || fds[0].Revents != 0
+		}
+	}
+}
+
 // Recv waits for the next datagram and returns its length in buf, the descriptors that came with it (owned by the
 // caller, close-on-exec) and its sender. io.EOF is the peer's close, or an empty datagram, which nobody may send.
 func (c *Conn) Recv(buf []byte) (n int, fds []int, cred Ucred, err error) {
-	return c.receive(buf, true)
+	_, n, fds, cred, err = c.receive(buf, nil, true, c.raw.Read)
+	return n, fds, cred, err
 }
 
 // TryRecv is Recv that returns ErrWouldBlock where Recv would wait.
 func (c *Conn) TryRecv(buf []byte) (n int, fds []int, cred Ucred, err error) {
-	return c.receive(buf, false)
+	_, n, fds, cred, err = c.receive(buf, nil, false, c.raw.Read)
+	return n, fds, cred, err
 }
 
-func (c *Conn) receive(buf []byte, wait bool) (n int, fds []int, cred Ucred, err error) {
+func (c *Conn) receive(buf []byte, pool *Pool, wait bool, read func(func(fd uintptr) bool) error) (b *[]byte, n int, fds []int, cred Ucred, err error) {
 	r := &c.recv
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.begin(buf, wait)
-	rerr := c.raw.Read(r.attempt)
+	r.begin(buf, pool, wait)
+	rerr := read(r.attempt)
 	errno, flags := r.errno, r.flags()
 	n = r.n
 	if rerr == nil && errno == 0 {
 		fds, cred = r.control()
 	}
-	r.end()
+	b = r.end()
 	switch {
 	case rerr != nil:
-		return 0, nil, cred, rerr
+		err = rerr
 	case errno == unix.EAGAIN:
-		return 0, nil, cred, ErrWouldBlock
-	case errno == unix.ECONNRESET, errno == 0 && n == 0 && len(fds) == 0:
-		return 0, nil, cred, io.EOF
+		err = ErrWouldBlock
+	case errno == unix.ECONNRESET, errno == 0 && n == 0:
+		err = io.EOF
 	case errno != 0:
-		return 0, nil, cred, os.NewSyscallError("recvmsg", errno)
+		err = os.NewSyscallError("recvmsg", errno)
 	case flags&unix.MSG_CTRUNC != 0:
-		CloseFDs(fds)
-		return 0, nil, cred, ErrControlTruncated
+		err = ErrControlTruncated
 	case flags&unix.MSG_TRUNC != 0:
-		CloseFDs(fds)
-		return 0, nil, cred, ErrTruncated
-	case n == 0:
-		CloseFDs(fds)
-		return 0, nil, cred, io.EOF
+		err = ErrTruncated
+	default:
+		return b, n, fds, cred, nil
 	}
-	return n, fds, cred, nil
+	CloseFDs(fds)
+	if pool != nil {
+		pool.Put(b)
+	}
+	return nil, 0, nil, cred, err
 }
 
 // Send sends payload, which must not be empty, with fds (which stay the caller's) as one datagram and waits for room.
-func (c *Conn) Send(payload []byte, fds []int) error { return c.transmit(payload, fds, nil, true) }
+func (c *Conn) Send(payload []byte, fds []int) error { return c.transmit(payload, nil, fds, nil, true) }
+
+// SendParts is Send of head and body as one datagram.
+func (c *Conn) SendParts(head, body []byte, fds []int) error {
+	return c.transmit(head, body, fds, nil, true)
+}
+
+// TrySendParts is SendParts that returns ErrWouldBlock where SendParts would wait.
+func (c *Conn) TrySendParts(head, body []byte, fds []int) error {
+	return c.transmit(head, body, fds, nil, false)
+}
 
 // TrySend is Send that returns ErrWouldBlock where Send would wait.
-func (c *Conn) TrySend(payload []byte, fds []int) error { return c.transmit(payload, fds, nil, false) }
+func (c *Conn) TrySend(payload []byte, fds []int) error {
+	return c.transmit(payload, nil, fds, nil, false)
+}
 
 // SendAs is Send with a stated sender. The kernel takes only what the caller is or may claim to be: tests use it.
 func (c *Conn) SendAs(payload []byte, fds []int, as Ucred) error {
-	return c.transmit(payload, fds, &as, true)
+	return c.transmit(payload, nil, fds, &as, true)
 }
 
-func (c *Conn) transmit(payload []byte, fds []int, as *Ucred, wait bool) error {
+func (c *Conn) transmit(head, body []byte, fds []int, as *Ucred, wait bool) error {
 	if len(fds) > MaxFDs {
 		return os.NewSyscallError("sendmsg", unix.EINVAL)
 	}
 	s := &c.send
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.begin(payload, fds, as, wait)
+	s.begin(head, body, fds, as, wait)
 	werr := c.raw.Write(s.attempt)
 	errno := s.errno
 	s.end()
