@@ -1,4 +1,0 @@
-package kernel
-
-// ParseRelease is parseRelease, for its test.
-var ParseRelease = parseRelease
