@@ -241,7 +241,7 @@ func (c *Client) AccountPolicy(ctx context.Context) (Policy, error) {
 	return policyOf(p), err
 }
 
-// SetAccountPolicy replaces it. INVALID_PARAMETER: a lockout that is shorter than its window, or hashing that is too weak or
+// SetAccountPolicy replaces it. INVALID_PARAMETER: a lockout that is shorter than its window, or hashing that Argon2 has not or that
 // needs more memory than the authority grants itself.
 func (c *Client) SetAccountPolicy(ctx context.Context, p Policy) (Policy, error) {
 	set, err := c.stub.SetAccountPolicy(ctx, &lsapb.AccountPolicy{

@@ -98,3 +98,12 @@ func parse(phc string) (p Params, salt, key []byte, err error) {
 	}
 	return p, salt, key, nil
 }
+
+// Decoy is a PHC string that no password fits, whose verification costs what p says: what is verified for a name that nobody
+// has, so that the time tells nothing.
+func Decoy(p Params) string {
+	salt, key := make([]byte, saltLength), make([]byte, keyLength)
+	rand.Read(salt)
+	rand.Read(key)
+	return format(p, salt, key)
+}
