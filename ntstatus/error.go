@@ -50,6 +50,9 @@ func (e *Error) Error() string {
 	case nil:
 		b.WriteString(e.Status.Error())
 	case Status:
+		if cause != e.Status {
+			b.WriteString(e.Status.Error() + ": ")
+		}
 		b.WriteString(cause.Error())
 	case *Error:
 		// The inner error names its own status; repeating it would only make the sentence longer.
@@ -90,11 +93,18 @@ func (d *Denial) Error() string {
 }
 
 // Of returns the status that err carries: its own, that of an *Error in its chain, or what errno, context and file errors
-// stand for. Nil is Success; an unknown error is Unsuccessful.
+// stand for. Nil is Success; an unknown error is Unsuccessful, as is one that claims Success: a peer may have made it.
 func Of(err error) Status {
 	if err == nil {
 		return Success
 	}
+	if s := of(err); s != Success {
+		return s
+	}
+	return Unsuccessful
+}
+
+func of(err error) Status {
 	var s Status
 	var e *Error
 	var errno syscall.Errno

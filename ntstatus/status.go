@@ -79,6 +79,7 @@ const (
 	ReplyMessageMismatch     Status = 0xC000021F
 	PasswordMustChange       Status = 0xC0000224
 	AccountLockedOut         Status = 0xC0000234
+	RequestAborted           Status = 0xC0000240
 	LPCReplyLost             Status = 0xC0000253
 	ServerSIDMismatch        Status = 0xC00002A0
 	ShutdownInProgress       Status = 0xC00002FE

@@ -167,10 +167,12 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_ACCOUNT_LOCKED_OUT", codePermissionDenied, "the account is locked after failed logons", "wait, or \"sallyport user unlock NAME\""}, true
 	case LPCReplyLost:
 		return entry{"STATUS_LPC_REPLY_LOST", codeUnavailable, "the reply was lost", ""}, true
+	case RequestAborted:
+		return entry{"STATUS_REQUEST_ABORTED", codeAborted, "the request was aborted", "try again"}, true
 	case ServerSIDMismatch:
 		return entry{"STATUS_SERVER_SID_MISMATCH", codePermissionDenied, "the server is not who the client requires", ""}, true
 	case ShutdownInProgress:
-		return entry{"STATUS_SYSTEM_SHUTDOWN", codeUnavailable, "the system is shutting down", ""}, true
+		return entry{"STATUS_SHUTDOWN_IN_PROGRESS", codeUnavailable, "the system is shutting down", ""}, true
 	case PortNotSet:
 		return entry{"STATUS_PORT_NOT_SET", codeFailedPrecondition, "no port is set", ""}, true
 	case StoppedOnSymlink:
@@ -288,7 +290,7 @@ func FromGRPCCode(code uint32) Status {
 	case codeFailedPrecondition:
 		return InvalidDeviceState
 	case codeAborted:
-		return Cancelled
+		return RequestAborted
 	case codeOutOfRange:
 		return EndOfFile
 	case codeUnimplemented:
@@ -318,7 +320,15 @@ func FromErrno(errno syscall.Errno) Status {
 		return InvalidCID
 	case syscall.ENOMEM:
 		return NoMemory
-	case syscall.EEXIST:
+	case syscall.ENOTDIR:
+		return ObjectPathNotFound
+	case syscall.ENAMETOOLONG:
+		return ObjectNameInvalid
+	case syscall.ELOOP:
+		return TooManyLinks
+	case syscall.EBUSY, syscall.ETXTBSY:
+		return ResourceInUse
+	case syscall.EEXIST, syscall.EADDRINUSE:
 		return ObjectNameCollision
 	case syscall.EINVAL:
 		return InvalidParameter
@@ -330,7 +340,7 @@ func FromErrno(errno syscall.Errno) Status {
 		return DiskFull
 	case syscall.EMSGSIZE:
 		return PortMessageTooLong
-	case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN:
+	case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN, syscall.ESHUTDOWN:
 		return PortDisconnected
 	case syscall.ECONNREFUSED:
 		return PortConnectionRefused
