@@ -22,6 +22,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"sallyport/ntstatus"
 )
@@ -80,9 +81,7 @@ func Open(path string, o Options) (*DB, error) {
 		}
 	}
 	if err := guard(func() error { return db.open(o.Timeout) }); err != nil {
-		if db.file != nil {
-			db.file.Close() // bbolt closes it on an error, but not under a panic
-		}
+		db.abandon() // bbolt closes on an error, but not under a panic
 		return nil, db.openError(op, err)
 	}
 	if err := db.verify(op, o); err != nil {
@@ -220,9 +219,20 @@ func (db *DB) Path() string { return db.path }
 func (db *DB) Close() error {
 	const op = "store.Close"
 	if db.failed.Load() != nil {
-		return ntstatus.Wrap(op, db.path, db.file.Close())
+		return ntstatus.Wrap(op, db.path, db.abandon())
 	}
 	return ntstatus.Wrap(op, db.path, guard(db.bolt.Close))
+}
+
+// abandon gives up the lock and the file without bbolt. The mapping stays, and would keep the lock by itself.
+func (db *DB) abandon() error {
+	if db.file == nil {
+		return nil
+	}
+	if err := unix.Flock(int(db.file.Fd()), unix.LOCK_UN); err != nil {
+		return err
+	}
+	return db.file.Close()
 }
 
 // View runs fn over one consistent state.
