@@ -17,8 +17,7 @@ func Dup(f *os.File) (*os.File, error) {
 
 // FromFile makes a Conn of a connected SOCK_SEQPACKET socket in a file, which it takes over.
 func FromFile(f *os.File) (*Conn, error) {
-	defer f.Close()
-	fd, err := dup(f)
+	fd, err := Detach(f)
 	if err != nil {
 		return nil, err
 	}
@@ -34,4 +33,10 @@ func dup(f *os.File) (fd int, err error) {
 		return -1, cerr
 	}
 	return fd, os.NewSyscallError("fcntl", err)
+}
+
+// Detach returns f's open file as a bare descriptor that the caller owns; f is closed.
+func Detach(f *os.File) (int, error) {
+	defer f.Close()
+	return dup(f)
 }

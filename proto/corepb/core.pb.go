@@ -857,7 +857,7 @@ type Reply_Listen struct {
 }
 
 type Reply_Connect struct {
-	Connect *ConnectReply `protobuf:"bytes,5,opt,name=connect,proto3,oneof"` // descriptors: channel, pidfd of the server, then the section if one was asked for
+	Connect *ConnectReply `protobuf:"bytes,5,opt,name=connect,proto3,oneof"` // descriptors: pidfd of the server, channel, then the section if one was asked for
 }
 
 type Reply_Accept struct {
@@ -1052,6 +1052,7 @@ type Notice struct {
 	//	*Notice_ConnectionClosed
 	//	*Notice_SectionOffered
 	//	*Notice_Activation
+	//	*Notice_UnassignedChild
 	Body          isNotice_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1139,6 +1140,15 @@ func (x *Notice) GetActivation() *Activation {
 	return nil
 }
 
+func (x *Notice) GetUnassignedChild() *UnassignedChild {
+	if x != nil {
+		if x, ok := x.Body.(*Notice_UnassignedChild); ok {
+			return x.UnassignedChild
+		}
+	}
+	return nil
+}
+
 type isNotice_Body interface {
 	isNotice_Body()
 }
@@ -1163,6 +1173,10 @@ type Notice_Activation struct {
 	Activation *Activation `protobuf:"bytes,5,opt,name=activation,proto3,oneof"`
 }
 
+type Notice_UnassignedChild struct {
+	UnassignedChild *UnassignedChild `protobuf:"bytes,6,opt,name=unassigned_child,json=unassignedChild,proto3,oneof"` // descriptors: its pidfd
+}
+
 func (*Notice_ConnectRequest) isNotice_Body() {}
 
 func (*Notice_ConnectCancelled) isNotice_Body() {}
@@ -1172,6 +1186,8 @@ func (*Notice_ConnectionClosed) isNotice_Body() {}
 func (*Notice_SectionOffered) isNotice_Body() {}
 
 func (*Notice_Activation) isNotice_Body() {}
+
+func (*Notice_UnassignedChild) isNotice_Body() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2426,6 +2442,51 @@ func (x *Activation) GetName() string {
 	return ""
 }
 
+// UnassignedChild tells a spawner that a child of its process attached and waits to be assigned or disowned.
+type UnassignedChild struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnassignedChild) Reset() {
+	*x = UnassignedChild{}
+	mi := &file_proto_corepb_core_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnassignedChild) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnassignedChild) ProtoMessage() {}
+
+func (x *UnassignedChild) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnassignedChild.ProtoReflect.Descriptor instead.
+func (*UnassignedChild) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *UnassignedChild) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type CreateDirectory struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2436,7 +2497,7 @@ type CreateDirectory struct {
 
 func (x *CreateDirectory) Reset() {
 	*x = CreateDirectory{}
-	mi := &file_proto_corepb_core_proto_msgTypes[27]
+	mi := &file_proto_corepb_core_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2509,7 @@ func (x *CreateDirectory) String() string {
 func (*CreateDirectory) ProtoMessage() {}
 
 func (x *CreateDirectory) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[27]
+	mi := &file_proto_corepb_core_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2522,7 @@ func (x *CreateDirectory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateDirectory.ProtoReflect.Descriptor instead.
 func (*CreateDirectory) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{27}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateDirectory) GetName() string {
@@ -2489,7 +2550,7 @@ type CreateSymbolicLink struct {
 
 func (x *CreateSymbolicLink) Reset() {
 	*x = CreateSymbolicLink{}
-	mi := &file_proto_corepb_core_proto_msgTypes[28]
+	mi := &file_proto_corepb_core_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2562,7 @@ func (x *CreateSymbolicLink) String() string {
 func (*CreateSymbolicLink) ProtoMessage() {}
 
 func (x *CreateSymbolicLink) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[28]
+	mi := &file_proto_corepb_core_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2575,7 @@ func (x *CreateSymbolicLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSymbolicLink.ProtoReflect.Descriptor instead.
 func (*CreateSymbolicLink) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{28}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateSymbolicLink) GetName() string {
@@ -2547,7 +2608,7 @@ type Remove struct {
 
 func (x *Remove) Reset() {
 	*x = Remove{}
-	mi := &file_proto_corepb_core_proto_msgTypes[29]
+	mi := &file_proto_corepb_core_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2620,7 @@ func (x *Remove) String() string {
 func (*Remove) ProtoMessage() {}
 
 func (x *Remove) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[29]
+	mi := &file_proto_corepb_core_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2633,7 @@ func (x *Remove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remove.ProtoReflect.Descriptor instead.
 func (*Remove) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{29}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Remove) GetName() string {
@@ -2592,7 +2653,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_proto_corepb_core_proto_msgTypes[30]
+	mi := &file_proto_corepb_core_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2665,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[30]
+	mi := &file_proto_corepb_core_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2678,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{30}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Group) GetSid() string {
@@ -2644,7 +2705,7 @@ type Privilege struct {
 
 func (x *Privilege) Reset() {
 	*x = Privilege{}
-	mi := &file_proto_corepb_core_proto_msgTypes[31]
+	mi := &file_proto_corepb_core_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2717,7 @@ func (x *Privilege) String() string {
 func (*Privilege) ProtoMessage() {}
 
 func (x *Privilege) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[31]
+	mi := &file_proto_corepb_core_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2730,7 @@ func (x *Privilege) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Privilege.ProtoReflect.Descriptor instead.
 func (*Privilege) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{31}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Privilege) GetPrivilege() uint32 {
@@ -2714,7 +2775,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_proto_corepb_core_proto_msgTypes[32]
+	mi := &file_proto_corepb_core_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2787,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[32]
+	mi := &file_proto_corepb_core_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2800,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{32}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Token) GetTokenId() uint64 {
@@ -2884,7 +2945,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[33]
+	mi := &file_proto_corepb_core_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +2957,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[33]
+	mi := &file_proto_corepb_core_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +2970,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{33}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateToken) GetToken() *Token {
@@ -2934,7 +2995,7 @@ type DuplicateToken struct {
 
 func (x *DuplicateToken) Reset() {
 	*x = DuplicateToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[34]
+	mi := &file_proto_corepb_core_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3007,7 @@ func (x *DuplicateToken) String() string {
 func (*DuplicateToken) ProtoMessage() {}
 
 func (x *DuplicateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[34]
+	mi := &file_proto_corepb_core_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3020,7 @@ func (x *DuplicateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DuplicateToken.ProtoReflect.Descriptor instead.
 func (*DuplicateToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{34}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DuplicateToken) GetTokenId() uint64 {
@@ -3020,7 +3081,7 @@ type TokenRef struct {
 
 func (x *TokenRef) Reset() {
 	*x = TokenRef{}
-	mi := &file_proto_corepb_core_proto_msgTypes[35]
+	mi := &file_proto_corepb_core_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3093,7 @@ func (x *TokenRef) String() string {
 func (*TokenRef) ProtoMessage() {}
 
 func (x *TokenRef) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[35]
+	mi := &file_proto_corepb_core_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3106,7 @@ func (x *TokenRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRef.ProtoReflect.Descriptor instead.
 func (*TokenRef) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{35}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TokenRef) GetTokenId() uint64 {
@@ -3065,7 +3126,7 @@ type GrantToken struct {
 
 func (x *GrantToken) Reset() {
 	*x = GrantToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[36]
+	mi := &file_proto_corepb_core_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3138,7 @@ func (x *GrantToken) String() string {
 func (*GrantToken) ProtoMessage() {}
 
 func (x *GrantToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[36]
+	mi := &file_proto_corepb_core_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3151,7 @@ func (x *GrantToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantToken.ProtoReflect.Descriptor instead.
 func (*GrantToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{36}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GrantToken) GetTokenId() uint64 {
@@ -3115,7 +3176,7 @@ type NewLogonSession struct {
 
 func (x *NewLogonSession) Reset() {
 	*x = NewLogonSession{}
-	mi := &file_proto_corepb_core_proto_msgTypes[37]
+	mi := &file_proto_corepb_core_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3188,7 @@ func (x *NewLogonSession) String() string {
 func (*NewLogonSession) ProtoMessage() {}
 
 func (x *NewLogonSession) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[37]
+	mi := &file_proto_corepb_core_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3201,7 @@ func (x *NewLogonSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewLogonSession.ProtoReflect.Descriptor instead.
 func (*NewLogonSession) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{37}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{38}
 }
 
 type LUID struct {
@@ -3152,7 +3213,7 @@ type LUID struct {
 
 func (x *LUID) Reset() {
 	*x = LUID{}
-	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	mi := &file_proto_corepb_core_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3225,7 @@ func (x *LUID) String() string {
 func (*LUID) ProtoMessage() {}
 
 func (x *LUID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	mi := &file_proto_corepb_core_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3238,7 @@ func (x *LUID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LUID.ProtoReflect.Descriptor instead.
 func (*LUID) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{38}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LUID) GetLuid() uint64 {
@@ -3196,7 +3257,7 @@ type EndLogonSession struct {
 
 func (x *EndLogonSession) Reset() {
 	*x = EndLogonSession{}
-	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	mi := &file_proto_corepb_core_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3269,7 @@ func (x *EndLogonSession) String() string {
 func (*EndLogonSession) ProtoMessage() {}
 
 func (x *EndLogonSession) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	mi := &file_proto_corepb_core_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3282,7 @@ func (x *EndLogonSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLogonSession.ProtoReflect.Descriptor instead.
 func (*EndLogonSession) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{39}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EndLogonSession) GetAuthenticationId() uint64 {
@@ -3239,7 +3300,7 @@ type RegisterSpawner struct {
 
 func (x *RegisterSpawner) Reset() {
 	*x = RegisterSpawner{}
-	mi := &file_proto_corepb_core_proto_msgTypes[40]
+	mi := &file_proto_corepb_core_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3312,7 @@ func (x *RegisterSpawner) String() string {
 func (*RegisterSpawner) ProtoMessage() {}
 
 func (x *RegisterSpawner) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[40]
+	mi := &file_proto_corepb_core_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3325,7 @@ func (x *RegisterSpawner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterSpawner.ProtoReflect.Descriptor instead.
 func (*RegisterSpawner) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{40}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{41}
 }
 
 type AssignToken struct {
@@ -3276,7 +3337,7 @@ type AssignToken struct {
 
 func (x *AssignToken) Reset() {
 	*x = AssignToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[41]
+	mi := &file_proto_corepb_core_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3349,7 @@ func (x *AssignToken) String() string {
 func (*AssignToken) ProtoMessage() {}
 
 func (x *AssignToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[41]
+	mi := &file_proto_corepb_core_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3362,7 @@ func (x *AssignToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignToken.ProtoReflect.Descriptor instead.
 func (*AssignToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{41}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AssignToken) GetTokenId() uint64 {
@@ -3319,7 +3380,7 @@ type Disown struct {
 
 func (x *Disown) Reset() {
 	*x = Disown{}
-	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	mi := &file_proto_corepb_core_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3392,7 @@ func (x *Disown) String() string {
 func (*Disown) ProtoMessage() {}
 
 func (x *Disown) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	mi := &file_proto_corepb_core_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3405,7 @@ func (x *Disown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disown.ProtoReflect.Descriptor instead.
 func (*Disown) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{42}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{43}
 }
 
 // Denial is one refusal, as the core logs it.
@@ -3370,7 +3431,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	mi := &file_proto_corepb_core_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3443,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	mi := &file_proto_corepb_core_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3456,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{43}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Denial) GetDecision() uint64 {
@@ -3509,7 +3570,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	mi := &file_proto_corepb_core_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3582,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	mi := &file_proto_corepb_core_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3595,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{44}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Decision) GetDecision() uint64 {
@@ -3581,7 +3642,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	mi := &file_proto_corepb_core_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3654,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	mi := &file_proto_corepb_core_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3667,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{45}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Explain) GetDecision() uint64 {
@@ -3630,7 +3691,7 @@ type Evaluate struct {
 
 func (x *Evaluate) Reset() {
 	*x = Evaluate{}
-	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	mi := &file_proto_corepb_core_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +3703,7 @@ func (x *Evaluate) String() string {
 func (*Evaluate) ProtoMessage() {}
 
 func (x *Evaluate) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	mi := &file_proto_corepb_core_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +3716,7 @@ func (x *Evaluate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluate.ProtoReflect.Descriptor instead.
 func (*Evaluate) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{46}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Evaluate) GetName() string {
@@ -3705,7 +3766,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	mi := &file_proto_corepb_core_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3717,7 +3778,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	mi := &file_proto_corepb_core_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3730,7 +3791,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{47}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *List) GetKind() Kind {
@@ -3768,7 +3829,7 @@ type Page struct {
 
 func (x *Page) Reset() {
 	*x = Page{}
-	mi := &file_proto_corepb_core_proto_msgTypes[48]
+	mi := &file_proto_corepb_core_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3841,7 @@ func (x *Page) String() string {
 func (*Page) ProtoMessage() {}
 
 func (x *Page) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[48]
+	mi := &file_proto_corepb_core_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3854,7 @@ func (x *Page) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Page.ProtoReflect.Descriptor instead.
 func (*Page) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{48}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Page) GetObjects() []*Object {
@@ -3856,7 +3917,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_proto_corepb_core_proto_msgTypes[49]
+	mi := &file_proto_corepb_core_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3868,7 +3929,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[49]
+	mi := &file_proto_corepb_core_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3881,7 +3942,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{49}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Object) GetName() string {
@@ -3976,7 +4037,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_proto_corepb_core_proto_msgTypes[50]
+	mi := &file_proto_corepb_core_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3988,7 +4049,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[50]
+	mi := &file_proto_corepb_core_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4001,7 +4062,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{50}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Connection) GetId() uint64 {
@@ -4116,7 +4177,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_proto_corepb_core_proto_msgTypes[51]
+	mi := &file_proto_corepb_core_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4128,7 +4189,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[51]
+	mi := &file_proto_corepb_core_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4141,7 +4202,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{51}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Attachment) GetIdentity() *Identity {
@@ -4196,7 +4257,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_proto_corepb_core_proto_msgTypes[52]
+	mi := &file_proto_corepb_core_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4208,7 +4269,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[52]
+	mi := &file_proto_corepb_core_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4221,7 +4282,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{52}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TokenInfo) GetToken() *Token {
@@ -4247,7 +4308,7 @@ type QueryCharges struct {
 
 func (x *QueryCharges) Reset() {
 	*x = QueryCharges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[53]
+	mi := &file_proto_corepb_core_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +4320,7 @@ func (x *QueryCharges) String() string {
 func (*QueryCharges) ProtoMessage() {}
 
 func (x *QueryCharges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[53]
+	mi := &file_proto_corepb_core_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +4333,7 @@ func (x *QueryCharges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryCharges.ProtoReflect.Descriptor instead.
 func (*QueryCharges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{53}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *QueryCharges) GetAll() bool {
@@ -4293,7 +4354,7 @@ type Charge struct {
 
 func (x *Charge) Reset() {
 	*x = Charge{}
-	mi := &file_proto_corepb_core_proto_msgTypes[54]
+	mi := &file_proto_corepb_core_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4305,7 +4366,7 @@ func (x *Charge) String() string {
 func (*Charge) ProtoMessage() {}
 
 func (x *Charge) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[54]
+	mi := &file_proto_corepb_core_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4318,7 +4379,7 @@ func (x *Charge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charge.ProtoReflect.Descriptor instead.
 func (*Charge) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{54}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Charge) GetResource() string {
@@ -4352,7 +4413,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_proto_corepb_core_proto_msgTypes[55]
+	mi := &file_proto_corepb_core_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4364,7 +4425,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[55]
+	mi := &file_proto_corepb_core_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4377,7 +4438,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{55}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Account) GetUid() uint32 {
@@ -4403,7 +4464,7 @@ type Charges struct {
 
 func (x *Charges) Reset() {
 	*x = Charges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[56]
+	mi := &file_proto_corepb_core_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4415,7 +4476,7 @@ func (x *Charges) String() string {
 func (*Charges) ProtoMessage() {}
 
 func (x *Charges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[56]
+	mi := &file_proto_corepb_core_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4428,7 +4489,7 @@ func (x *Charges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charges.ProtoReflect.Descriptor instead.
 func (*Charges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{56}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Charges) GetAccounts() []*Account {
@@ -4506,7 +4567,7 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\x04text\x18\x04 \x01(\tR\x04text\x12\x14\n" +
 	"\x05right\x18\x05 \x01(\tR\x05right\x12\x1a\n" +
 	"\bdecision\x18\x06 \x01(\x04R\bdecision\x12\x12\n" +
-	"\x04data\x18\a \x01(\fR\x04data\"\x86\x03\n" +
+	"\x04data\x18\a \x01(\fR\x04data\"\xd4\x03\n" +
 	"\x06Notice\x12I\n" +
 	"\x0fconnect_request\x18\x01 \x01(\v2\x1e.sallyport.core.ConnectRequestH\x00R\x0econnectRequest\x12O\n" +
 	"\x11connect_cancelled\x18\x02 \x01(\v2 .sallyport.core.ConnectCancelledH\x00R\x10connectCancelled\x12O\n" +
@@ -4514,7 +4575,8 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\x0fsection_offered\x18\x04 \x01(\v2\x1e.sallyport.core.SectionOfferedH\x00R\x0esectionOffered\x12<\n" +
 	"\n" +
 	"activation\x18\x05 \x01(\v2\x1a.sallyport.core.ActivationH\x00R\n" +
-	"activationB\x06\n" +
+	"activation\x12L\n" +
+	"\x10unassigned_child\x18\x06 \x01(\v2\x1f.sallyport.core.UnassignedChildH\x00R\x0funassignedChildB\x06\n" +
 	"\x04body\"!\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"|\n" +
@@ -4636,7 +4698,9 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"connection\" \n" +
 	"\n" +
 	"Activation\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"V\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"#\n" +
+	"\x0fUnassignedChild\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\"V\n" +
 	"\x0fCreateDirectory\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
 	"\x13security_descriptor\x18\x02 \x01(\tR\x12securityDescriptor\"q\n" +
@@ -4840,7 +4904,7 @@ func file_proto_corepb_core_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_corepb_core_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_corepb_core_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_proto_corepb_core_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_proto_corepb_core_proto_goTypes = []any{
 	(Kind)(0),                  // 0: sallyport.core.Kind
 	(*ToCore)(nil),             // 1: sallyport.core.ToCore
@@ -4870,36 +4934,37 @@ var file_proto_corepb_core_proto_goTypes = []any{
 	(*OfferSection)(nil),       // 25: sallyport.core.OfferSection
 	(*SectionOffered)(nil),     // 26: sallyport.core.SectionOffered
 	(*Activation)(nil),         // 27: sallyport.core.Activation
-	(*CreateDirectory)(nil),    // 28: sallyport.core.CreateDirectory
-	(*CreateSymbolicLink)(nil), // 29: sallyport.core.CreateSymbolicLink
-	(*Remove)(nil),             // 30: sallyport.core.Remove
-	(*Group)(nil),              // 31: sallyport.core.Group
-	(*Privilege)(nil),          // 32: sallyport.core.Privilege
-	(*Token)(nil),              // 33: sallyport.core.Token
-	(*CreateToken)(nil),        // 34: sallyport.core.CreateToken
-	(*DuplicateToken)(nil),     // 35: sallyport.core.DuplicateToken
-	(*TokenRef)(nil),           // 36: sallyport.core.TokenRef
-	(*GrantToken)(nil),         // 37: sallyport.core.GrantToken
-	(*NewLogonSession)(nil),    // 38: sallyport.core.NewLogonSession
-	(*LUID)(nil),               // 39: sallyport.core.LUID
-	(*EndLogonSession)(nil),    // 40: sallyport.core.EndLogonSession
-	(*RegisterSpawner)(nil),    // 41: sallyport.core.RegisterSpawner
-	(*AssignToken)(nil),        // 42: sallyport.core.AssignToken
-	(*Disown)(nil),             // 43: sallyport.core.Disown
-	(*Denial)(nil),             // 44: sallyport.core.Denial
-	(*Decision)(nil),           // 45: sallyport.core.Decision
-	(*Explain)(nil),            // 46: sallyport.core.Explain
-	(*Evaluate)(nil),           // 47: sallyport.core.Evaluate
-	(*List)(nil),               // 48: sallyport.core.List
-	(*Page)(nil),               // 49: sallyport.core.Page
-	(*Object)(nil),             // 50: sallyport.core.Object
-	(*Connection)(nil),         // 51: sallyport.core.Connection
-	(*Attachment)(nil),         // 52: sallyport.core.Attachment
-	(*TokenInfo)(nil),          // 53: sallyport.core.TokenInfo
-	(*QueryCharges)(nil),       // 54: sallyport.core.QueryCharges
-	(*Charge)(nil),             // 55: sallyport.core.Charge
-	(*Account)(nil),            // 56: sallyport.core.Account
-	(*Charges)(nil),            // 57: sallyport.core.Charges
+	(*UnassignedChild)(nil),    // 28: sallyport.core.UnassignedChild
+	(*CreateDirectory)(nil),    // 29: sallyport.core.CreateDirectory
+	(*CreateSymbolicLink)(nil), // 30: sallyport.core.CreateSymbolicLink
+	(*Remove)(nil),             // 31: sallyport.core.Remove
+	(*Group)(nil),              // 32: sallyport.core.Group
+	(*Privilege)(nil),          // 33: sallyport.core.Privilege
+	(*Token)(nil),              // 34: sallyport.core.Token
+	(*CreateToken)(nil),        // 35: sallyport.core.CreateToken
+	(*DuplicateToken)(nil),     // 36: sallyport.core.DuplicateToken
+	(*TokenRef)(nil),           // 37: sallyport.core.TokenRef
+	(*GrantToken)(nil),         // 38: sallyport.core.GrantToken
+	(*NewLogonSession)(nil),    // 39: sallyport.core.NewLogonSession
+	(*LUID)(nil),               // 40: sallyport.core.LUID
+	(*EndLogonSession)(nil),    // 41: sallyport.core.EndLogonSession
+	(*RegisterSpawner)(nil),    // 42: sallyport.core.RegisterSpawner
+	(*AssignToken)(nil),        // 43: sallyport.core.AssignToken
+	(*Disown)(nil),             // 44: sallyport.core.Disown
+	(*Denial)(nil),             // 45: sallyport.core.Denial
+	(*Decision)(nil),           // 46: sallyport.core.Decision
+	(*Explain)(nil),            // 47: sallyport.core.Explain
+	(*Evaluate)(nil),           // 48: sallyport.core.Evaluate
+	(*List)(nil),               // 49: sallyport.core.List
+	(*Page)(nil),               // 50: sallyport.core.Page
+	(*Object)(nil),             // 51: sallyport.core.Object
+	(*Connection)(nil),         // 52: sallyport.core.Connection
+	(*Attachment)(nil),         // 53: sallyport.core.Attachment
+	(*TokenInfo)(nil),          // 54: sallyport.core.TokenInfo
+	(*QueryCharges)(nil),       // 55: sallyport.core.QueryCharges
+	(*Charge)(nil),             // 56: sallyport.core.Charge
+	(*Account)(nil),            // 57: sallyport.core.Account
+	(*Charges)(nil),            // 58: sallyport.core.Charges
 }
 var file_proto_corepb_core_proto_depIdxs = []int32{
 	7,  // 0: sallyport.core.ToCore.hello:type_name -> sallyport.core.Hello
@@ -4912,24 +4977,24 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	22, // 7: sallyport.core.ToCore.refuse:type_name -> sallyport.core.Refuse
 	23, // 8: sallyport.core.ToCore.close_connection:type_name -> sallyport.core.CloseConnection
 	25, // 9: sallyport.core.ToCore.offer_section:type_name -> sallyport.core.OfferSection
-	28, // 10: sallyport.core.ToCore.create_directory:type_name -> sallyport.core.CreateDirectory
-	29, // 11: sallyport.core.ToCore.create_symbolic_link:type_name -> sallyport.core.CreateSymbolicLink
-	30, // 12: sallyport.core.ToCore.remove:type_name -> sallyport.core.Remove
-	34, // 13: sallyport.core.ToCore.create_token:type_name -> sallyport.core.CreateToken
-	35, // 14: sallyport.core.ToCore.duplicate_token:type_name -> sallyport.core.DuplicateToken
-	36, // 15: sallyport.core.ToCore.query_token:type_name -> sallyport.core.TokenRef
-	36, // 16: sallyport.core.ToCore.close_token:type_name -> sallyport.core.TokenRef
-	37, // 17: sallyport.core.ToCore.grant_token:type_name -> sallyport.core.GrantToken
-	38, // 18: sallyport.core.ToCore.new_logon_session:type_name -> sallyport.core.NewLogonSession
-	40, // 19: sallyport.core.ToCore.end_logon_session:type_name -> sallyport.core.EndLogonSession
-	41, // 20: sallyport.core.ToCore.register_spawner:type_name -> sallyport.core.RegisterSpawner
-	42, // 21: sallyport.core.ToCore.assign_token:type_name -> sallyport.core.AssignToken
-	43, // 22: sallyport.core.ToCore.disown:type_name -> sallyport.core.Disown
-	44, // 23: sallyport.core.ToCore.report_denial:type_name -> sallyport.core.Denial
-	46, // 24: sallyport.core.ToCore.explain:type_name -> sallyport.core.Explain
-	47, // 25: sallyport.core.ToCore.evaluate:type_name -> sallyport.core.Evaluate
-	48, // 26: sallyport.core.ToCore.list:type_name -> sallyport.core.List
-	54, // 27: sallyport.core.ToCore.query_charges:type_name -> sallyport.core.QueryCharges
+	29, // 10: sallyport.core.ToCore.create_directory:type_name -> sallyport.core.CreateDirectory
+	30, // 11: sallyport.core.ToCore.create_symbolic_link:type_name -> sallyport.core.CreateSymbolicLink
+	31, // 12: sallyport.core.ToCore.remove:type_name -> sallyport.core.Remove
+	35, // 13: sallyport.core.ToCore.create_token:type_name -> sallyport.core.CreateToken
+	36, // 14: sallyport.core.ToCore.duplicate_token:type_name -> sallyport.core.DuplicateToken
+	37, // 15: sallyport.core.ToCore.query_token:type_name -> sallyport.core.TokenRef
+	37, // 16: sallyport.core.ToCore.close_token:type_name -> sallyport.core.TokenRef
+	38, // 17: sallyport.core.ToCore.grant_token:type_name -> sallyport.core.GrantToken
+	39, // 18: sallyport.core.ToCore.new_logon_session:type_name -> sallyport.core.NewLogonSession
+	41, // 19: sallyport.core.ToCore.end_logon_session:type_name -> sallyport.core.EndLogonSession
+	42, // 20: sallyport.core.ToCore.register_spawner:type_name -> sallyport.core.RegisterSpawner
+	43, // 21: sallyport.core.ToCore.assign_token:type_name -> sallyport.core.AssignToken
+	44, // 22: sallyport.core.ToCore.disown:type_name -> sallyport.core.Disown
+	45, // 23: sallyport.core.ToCore.report_denial:type_name -> sallyport.core.Denial
+	47, // 24: sallyport.core.ToCore.explain:type_name -> sallyport.core.Explain
+	48, // 25: sallyport.core.ToCore.evaluate:type_name -> sallyport.core.Evaluate
+	49, // 26: sallyport.core.ToCore.list:type_name -> sallyport.core.List
+	55, // 27: sallyport.core.ToCore.query_charges:type_name -> sallyport.core.QueryCharges
 	3,  // 28: sallyport.core.FromCore.reply:type_name -> sallyport.core.Reply
 	6,  // 29: sallyport.core.FromCore.notice:type_name -> sallyport.core.Notice
 	5,  // 30: sallyport.core.Reply.failure:type_name -> sallyport.core.Failure
@@ -4937,47 +5002,48 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	12, // 32: sallyport.core.Reply.listen:type_name -> sallyport.core.ListenReply
 	17, // 33: sallyport.core.Reply.connect:type_name -> sallyport.core.ConnectReply
 	21, // 34: sallyport.core.Reply.accept:type_name -> sallyport.core.AcceptReply
-	33, // 35: sallyport.core.Reply.token:type_name -> sallyport.core.Token
-	39, // 36: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
-	45, // 37: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
-	44, // 38: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
-	49, // 39: sallyport.core.Reply.page:type_name -> sallyport.core.Page
-	57, // 40: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
+	34, // 35: sallyport.core.Reply.token:type_name -> sallyport.core.Token
+	40, // 36: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
+	46, // 37: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
+	45, // 38: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
+	50, // 39: sallyport.core.Reply.page:type_name -> sallyport.core.Page
+	58, // 40: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
 	4,  // 41: sallyport.core.Reply.section:type_name -> sallyport.core.Empty
 	18, // 42: sallyport.core.Notice.connect_request:type_name -> sallyport.core.ConnectRequest
 	19, // 43: sallyport.core.Notice.connect_cancelled:type_name -> sallyport.core.ConnectCancelled
 	24, // 44: sallyport.core.Notice.connection_closed:type_name -> sallyport.core.ConnectionClosed
 	26, // 45: sallyport.core.Notice.section_offered:type_name -> sallyport.core.SectionOffered
 	27, // 46: sallyport.core.Notice.activation:type_name -> sallyport.core.Activation
-	9,  // 47: sallyport.core.HelloReply.identity:type_name -> sallyport.core.Identity
-	33, // 48: sallyport.core.Identity.token:type_name -> sallyport.core.Token
-	10, // 49: sallyport.core.Listen.attributes:type_name -> sallyport.core.PortAttributes
-	10, // 50: sallyport.core.ListenReply.attributes:type_name -> sallyport.core.PortAttributes
-	10, // 51: sallyport.core.Declare.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 52: sallyport.core.ConnectReply.server:type_name -> sallyport.core.Identity
-	9,  // 53: sallyport.core.ConnectRequest.client:type_name -> sallyport.core.Identity
-	31, // 54: sallyport.core.Token.user:type_name -> sallyport.core.Group
-	31, // 55: sallyport.core.Token.groups:type_name -> sallyport.core.Group
-	32, // 56: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
-	31, // 57: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
-	33, // 58: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
-	33, // 59: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
-	0,  // 60: sallyport.core.List.kind:type_name -> sallyport.core.Kind
-	50, // 61: sallyport.core.Page.objects:type_name -> sallyport.core.Object
-	51, // 62: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
-	52, // 63: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
-	53, // 64: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
-	44, // 65: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
-	10, // 66: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 67: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
-	33, // 68: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
-	55, // 69: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
-	56, // 70: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
-	71, // [71:71] is the sub-list for method output_type
-	71, // [71:71] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	28, // 47: sallyport.core.Notice.unassigned_child:type_name -> sallyport.core.UnassignedChild
+	9,  // 48: sallyport.core.HelloReply.identity:type_name -> sallyport.core.Identity
+	34, // 49: sallyport.core.Identity.token:type_name -> sallyport.core.Token
+	10, // 50: sallyport.core.Listen.attributes:type_name -> sallyport.core.PortAttributes
+	10, // 51: sallyport.core.ListenReply.attributes:type_name -> sallyport.core.PortAttributes
+	10, // 52: sallyport.core.Declare.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 53: sallyport.core.ConnectReply.server:type_name -> sallyport.core.Identity
+	9,  // 54: sallyport.core.ConnectRequest.client:type_name -> sallyport.core.Identity
+	32, // 55: sallyport.core.Token.user:type_name -> sallyport.core.Group
+	32, // 56: sallyport.core.Token.groups:type_name -> sallyport.core.Group
+	33, // 57: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
+	32, // 58: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
+	34, // 59: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
+	34, // 60: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
+	0,  // 61: sallyport.core.List.kind:type_name -> sallyport.core.Kind
+	51, // 62: sallyport.core.Page.objects:type_name -> sallyport.core.Object
+	52, // 63: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
+	53, // 64: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
+	54, // 65: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
+	45, // 66: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
+	10, // 67: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 68: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
+	34, // 69: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
+	56, // 70: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
+	57, // 71: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
+	72, // [72:72] is the sub-list for method output_type
+	72, // [72:72] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_proto_corepb_core_proto_init() }
@@ -5038,6 +5104,7 @@ func file_proto_corepb_core_proto_init() {
 		(*Notice_ConnectionClosed)(nil),
 		(*Notice_SectionOffered)(nil),
 		(*Notice_Activation)(nil),
+		(*Notice_UnassignedChild)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5045,7 +5112,7 @@ func file_proto_corepb_core_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_corepb_core_proto_rawDesc), len(file_proto_corepb_core_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   57,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

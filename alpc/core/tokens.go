@@ -1,0 +1,325 @@
+package core
+
+import (
+	"fmt"
+
+	"sallyport/internal/control"
+	"sallyport/ntstatus"
+	"sallyport/proto/corepb"
+	"sallyport/security"
+)
+
+// Well-known logon sessions (NT's LUIDs).
+const (
+	systemLogon    security.LUID = 0x3e7
+	anonymousLogon security.LUID = 0x3e6
+)
+
+// token is a token object. value is immutable; what changes makes a new ModifiedID in a new value.
+type token struct {
+	value      *security.Token
+	references uint32 // attachments and processes that have it as their own, and handles held
+	creator    security.SID
+}
+
+func tokenName(id security.LUID) string { return fmt.Sprintf("token %#x", uint64(id)) }
+
+// newToken makes an object of t, with ids of this core. It has no reference yet.
+func (m *Machine) newToken(t *security.Token) *token {
+	v := t.Clone()
+	v.TokenID, v.ModifiedID = m.newLUID(), m.newLUID()
+	if v.AuthenticationID == 0 {
+		v.AuthenticationID = m.newLUID()
+	}
+	if v.Owner.IsZero() {
+		v.Owner = v.User.SID
+	}
+	tk := &token{value: v, creator: v.User.SID}
+	m.tokens[v.TokenID] = tk
+	return tk
+}
+
+// release gives n references back. A token that nobody has is gone, and its logon session with the last one.
+func (m *Machine) release(t *token, n uint32) {
+	if t == nil {
+		return
+	}
+	t.references -= n
+	if t.references > 0 {
+		return
+	}
+	delete(m.tokens, t.value.TokenID)
+	if auth := t.value.AuthenticationID; m.ended[auth] {
+		for _, other := range m.tokens {
+			if other.value.AuthenticationID == auth {
+				return
+			}
+		}
+		delete(m.ended, auth)
+	}
+}
+
+// openToken finds a token that a may use for the rights asked: one that a holds, its own, or one whose descriptor lets it.
+func (m *Machine) openToken(a *attachment, op string, id security.LUID, desired security.AccessMask) (*token, *corepb.Failure) {
+	t := m.tokens[id]
+	if t == nil {
+		return nil, fail(op, tokenName(id), ntstatus.NoToken, "it does not exist, or nobody holds it any more")
+	}
+	if t == a.token || a.held[id] > 0 {
+		return t, nil
+	}
+	if f := m.check(a, op, tokenName(id), tokenDescriptor(t), tokenMapping(), desired, tokenRights()); f != nil {
+		return nil, f
+	}
+	return t, nil
+}
+
+// hold gives a one more reference to t.
+func (m *Machine) hold(a *attachment, op string, t *token) *corepb.Failure {
+	id := t.value.TokenID
+	if a.held[id] == 0 {
+		if f := m.charge(a, op, tokenName(id), item{tokensCharge, 1}); f != nil {
+			return f
+		}
+	}
+	a.held[id]++
+	t.references++
+	return nil
+}
+
+// needPrivilege refuses a caller whose token has not the privilege enabled.
+func (m *Machine) needPrivilege(a *attachment, op string, p security.Privilege) *corepb.Failure {
+	if a.token.value.Has(p) {
+		return nil
+	}
+	return m.denied(a, &corepb.Denial{
+		Op: op, Object: "the caller's token", Right: p.String(), Status: uint32(ntstatus.PrivilegeNotHeld),
+		Trace: []string{fmt.Sprintf("the token of %s does not hold %s, or has it disabled", a.token.value.User.SID, p)},
+	})
+}
+
+func (m *Machine) createToken(a *attachment, w *corepb.Token, reply *corepb.Reply) *corepb.Failure {
+	const op = "core.CreateToken"
+	if f := m.needPrivilege(a, op, security.SeCreateToken); f != nil {
+		return f
+	}
+	v, err := control.TokenFromWire(w)
+	if err != nil {
+		return fail(op, "", ntstatus.InvalidParameter, "%v", err)
+	}
+	if m.ended[v.AuthenticationID] {
+		return fail(op, "", ntstatus.NoSuchLogonSession, "logon session %#x has ended", uint64(v.AuthenticationID))
+	}
+	return m.handOut(a, op, m.newToken(v), reply)
+}
+
+// handOut makes a hold the fresh token t and puts it into the reply.
+func (m *Machine) handOut(a *attachment, op string, t *token, reply *corepb.Reply) *corepb.Failure {
+	if f := m.hold(a, op, t); f != nil {
+		delete(m.tokens, t.value.TokenID)
+		return f
+	}
+	reply.Body = &corepb.Reply_Token{Token: control.TokenToWire(t.value)}
+	return nil
+}
+
+func (m *Machine) duplicateToken(a *attachment, r *corepb.DuplicateToken, reply *corepb.Reply) *corepb.Failure {
+	const op = "core.DuplicateToken"
+	t, f := m.openToken(a, op, security.LUID(r.GetTokenId()), TokenDuplicate)
+	if f != nil {
+		return f
+	}
+	v, err := t.value.Duplicate(security.DuplicateOptions{Type: security.TokenType(r.GetType()), Level: security.ImpersonationLevel(r.GetLevel())})
+	if err != nil {
+		return fail(op, tokenName(t.value.TokenID), ntstatus.Of(err), "%v", err)
+	}
+	if r.GetSetSession() {
+		if f := m.needPrivilege(a, op, security.SeTcb); f != nil {
+			return f
+		}
+		v.SessionID = r.GetSessionId()
+	}
+	if r.GetFilterPrivileges() {
+		keep := map[security.Privilege]bool{}
+		for _, p := range r.GetKeepPrivileges() {
+			keep[security.Privilege(p)] = true
+		}
+		kept := v.Privileges[:0]
+		for _, p := range v.Privileges {
+			if keep[p.Privilege] {
+				kept = append(kept, p)
+			}
+		}
+		v.Privileges = kept
+	}
+	return m.handOut(a, op, m.newToken(v), reply)
+}
+
+func (m *Machine) queryToken(a *attachment, id security.LUID, reply *corepb.Reply) *corepb.Failure {
+	t, f := m.openToken(a, "core.QueryToken", id, TokenQuery)
+	if f != nil {
+		return f
+	}
+	reply.Body = &corepb.Reply_Token{Token: control.TokenToWire(t.value)}
+	return nil
+}
+
+func (m *Machine) closeToken(a *attachment, id security.LUID) *corepb.Failure {
+	n := a.held[id]
+	if n == 0 {
+		return fail("core.CloseToken", tokenName(id), ntstatus.InvalidHandle, "this attachment does not hold it")
+	}
+	if n == 1 {
+		delete(a.held, id)
+		m.uncharge(a, item{tokensCharge, 1})
+	} else {
+		a.held[id] = n - 1
+	}
+	m.release(m.tokens[id], 1)
+	return nil
+}
+
+// grantToken makes another attachment hold a token: NT's handle, duplicated into the process that the port proves to be
+// the caller. The receiver is charged for it; who can't pay gets none.
+func (m *Machine) grantToken(a *attachment, r *corepb.GrantToken) *corepb.Failure {
+	const op = "core.GrantToken"
+	if f := m.needPrivilege(a, op, security.SeTcb); f != nil {
+		return f
+	}
+	t, f := m.openToken(a, op, security.LUID(r.GetTokenId()), TokenDuplicate)
+	if f != nil {
+		return f
+	}
+	to := m.attachments[r.GetAttachment()]
+	if to == nil || !to.live {
+		return fail(op, tokenName(t.value.TokenID), ntstatus.InvalidCID, "attachment %d is gone", r.GetAttachment())
+	}
+	return m.hold(to, op, t)
+}
+
+func (m *Machine) newLogonSession(a *attachment, reply *corepb.Reply) *corepb.Failure {
+	if f := m.needPrivilege(a, "core.NewLogonSession", security.SeTcb); f != nil {
+		return f
+	}
+	reply.Body = &corepb.Reply_Luid{Luid: &corepb.LUID{Luid: uint64(m.newLUID())}}
+	return nil
+}
+
+// endLogonSession: tokens of the session open nothing any more, whoever has them.
+func (m *Machine) endLogonSession(a *attachment, auth security.LUID) *corepb.Failure {
+	const op = "core.EndLogonSession"
+	if f := m.needPrivilege(a, op, security.SeTcb); f != nil {
+		return f
+	}
+	if auth == systemLogon || auth == anonymousLogon {
+		return fail(op, "", ntstatus.InvalidParameter, "logon session %#x is the system's own", uint64(auth))
+	}
+	for _, t := range m.tokens {
+		if t.value.AuthenticationID == auth {
+			m.ended[auth] = true
+			return nil
+		}
+	}
+	return nil // no token is left: it is over already
+}
+
+// Descriptors and mappings of token objects.
+
+func tokenDescriptor(t *token) *security.Descriptor {
+	return &security.Descriptor{
+		Owner: t.creator, Group: t.creator,
+		DACL: security.NewACL(
+			security.Allow(security.LocalSystem(), tokenMapping().All),
+			security.Allow(security.Administrators(), TokenQuery|security.ReadControl),
+			security.Allow(t.value.User.SID, TokenQuery|TokenDuplicate|TokenImpersonate|security.ReadControl)),
+	}
+}
+
+func tokenMapping() security.GenericMapping {
+	return security.GenericMapping{
+		Read: security.ReadControl | TokenQuery, Write: security.ReadControl, Execute: security.ReadControl | TokenImpersonate,
+		All: security.StandardRights | 0x1FF,
+	}
+}
+
+func tokenRights() security.RightNames {
+	return security.RightNames{{Mask: TokenAssignPrimary, Name: "TOKEN_ASSIGN_PRIMARY"}, {Mask: TokenDuplicate, Name: "TOKEN_DUPLICATE"},
+		{Mask: TokenImpersonate, Name: "TOKEN_IMPERSONATE"}, {Mask: TokenQuery, Name: "TOKEN_QUERY"}}
+}
+
+// Tokens that the core makes itself.
+
+func groups(sids ...security.SID) []security.Group {
+	out := make([]security.Group, len(sids))
+	for i, s := range sids {
+		out[i] = security.Group{SID: s, Attributes: security.GroupDefault}
+	}
+	return out
+}
+
+func privileges(ps ...security.Privilege) []security.TokenPrivilege {
+	out := make([]security.TokenPrivilege, len(ps))
+	for i, p := range ps {
+		out[i] = security.TokenPrivilege{Privilege: p, Attributes: security.PrivilegeEnabledByDefault | security.PrivilegeEnabled}
+	}
+	return out
+}
+
+func allPrivileges() []security.TokenPrivilege {
+	var all []security.Privilege
+	for p := security.FirstPrivilege; p <= security.LastPrivilege; p++ {
+		all = append(all, p)
+	}
+	return privileges(all...)
+}
+
+// systemToken is LocalSystem's, on the uid that the core runs as.
+func systemToken(uid uint32) *security.Token {
+	return &security.Token{
+		AuthenticationID: systemLogon, Type: security.TokenPrimary, User: security.Group{SID: security.LocalSystem()},
+		Groups:     append(groups(security.Administrators(), security.Everyone(), security.AuthenticatedUsers()), groups(security.UnixUser(uid))...),
+		Privileges: allPrivileges(), Owner: security.Administrators(), PrimaryGroup: security.LocalSystem(),
+		Integrity: security.IntegritySystem(), MandatoryPolicy: security.PolicyNoWriteUp, Source: security.TokenSource{Name: "*SYSTEM*"},
+	}
+}
+
+// credentialsToken is rule 4: what the kernel's credentials make of a process.
+func credentialsToken(s Setup, uid, gid uint32, supplementary []uint32) *security.Token {
+	if uid == 0 && s.System {
+		return systemToken(0)
+	}
+	t := &security.Token{
+		Type: security.TokenPrimary, User: security.Group{SID: security.UnixUser(uid)}, PrimaryGroup: security.UnixGroup(gid),
+		Groups:     groups(security.Everyone(), security.AuthenticatedUsers(), security.Users(), security.UnixGroup(gid)),
+		Privileges: privileges(security.SeChangeNotify), Integrity: security.IntegrityMedium(),
+		MandatoryPolicy: security.PolicyNoWriteUp, Source: security.TokenSource{Name: "kernel"},
+	}
+	for _, g := range supplementary {
+		if g != gid {
+			t.Groups = append(t.Groups, groups(security.UnixGroup(g))...)
+		}
+	}
+	if uid == s.Owner && !s.System {
+		admin := security.Group{SID: security.Administrators(), Attributes: security.GroupDefault | security.GroupOwner}
+		t.Groups = append(t.Groups, admin)
+		t.Owner, t.Integrity = admin.SID, security.IntegrityHigh()
+		t.Privileges = privileges(security.SeChangeNotify, security.SeSecurity, security.SeTakeOwnership, security.SeDebug, security.SeShutdown,
+			security.SeImpersonate, security.SeCreateGlobal, security.SeBackup, security.SeRestore)
+	}
+	return t
+}
+
+// detachedToken is rule 3: the uid, and nothing that would let it in anywhere.
+func detachedToken(uid uint32) *security.Token {
+	return &security.Token{
+		Type: security.TokenPrimary, User: security.Group{SID: security.UnixUser(uid)}, PrimaryGroup: security.UnixUser(uid),
+		Integrity: security.IntegrityLow(), MandatoryPolicy: security.PolicyNoWriteUp, Source: security.TokenSource{Name: "detached"},
+	}
+}
+
+func anonymousToken() *security.Token {
+	return &security.Token{
+		AuthenticationID: anonymousLogon, Type: security.TokenImpersonation, Level: security.LevelAnonymous,
+		User: security.Group{SID: security.Anonymous()}, Owner: security.Anonymous(), PrimaryGroup: security.Anonymous(), Integrity: security.IntegrityUntrusted(),
+	}
+}
