@@ -27,9 +27,9 @@ type CheckRequest struct {
 // AccessCheck is the access check algorithm of MS-DTYP 2.5.3.2: the mandatory label, then privileges, owner, and the entries of
 // the DACL in stored order. It does not allocate unless a trace is asked for, and takes time linear in entries times groups.
 //
-// Statuses: Success; AccessDenied; PrivilegeNotHeld where AccessSystemSecurity is asked without SeSecurity; GenericNotMapped,
-// NoToken, NoImpersonationToken, BadImpersonationLevel, InvalidSecurityDescr and InvalidACL where the question can't be answered,
-// in this order of precedence.
+// Statuses: GenericNotMapped, NoToken, NoImpersonationToken, BadImpersonationLevel and InvalidSecurityDescr where the question
+// can't be answered, in this order of precedence; InvalidACL at an entry that is not understood; PrivilegeNotHeld where
+// AccessSystemSecurity is asked without SeSecurity; AccessDenied; Success.
 func AccessCheck(req CheckRequest) Decision {
 	c := check{req: req, wanted: req.Desired &^ MaximumAllowed, maximum: req.Desired&MaximumAllowed != 0}
 	c.interest = c.wanted
@@ -170,14 +170,13 @@ func (c *check) privileges() bool {
 // owner grants the owner READ_CONTROL and WRITE_DAC, unless an OwnerRights entry of the DACL says what the owner may.
 func (c *check) owner() {
 	d, t := c.req.Descriptor, c.req.Token
-	c.owns, c.ownsDeny = t.HasSID(d.Owner), t.match(d.Owner, true)
+	c.owns, c.ownsDeny = t.HasSID(d.Owner), t.match(&d.Owner, true)
 	if !c.owns {
 		return
 	}
 	if d.DACL != nil {
-		rights := OwnerRights()
 		for i := range d.DACL.ACEs {
-			if a := &d.DACL.ACEs[i]; a.Flags&InheritOnly == 0 && a.SID == rights {
+			if a := &d.DACL.ACEs[i]; a.Flags&InheritOnly == 0 && a.SID.isOwnerRights() {
 				return
 			}
 		}
@@ -238,9 +237,9 @@ func (c *check) walk(restricted bool) bool {
 			return c.stop(ntstatus.InvalidACL, c.wanted&^c.granted, s)
 		case a.Flags&InheritOnly != 0:
 			s.Effect = InheritOnlyEntry
-		case !c.applies(a.SID, deny, restricted):
+		case !c.applies(&a.SID, deny, restricted):
 			s.Effect = OtherSubject
-			if !deny && c.applies(a.SID, true, restricted) {
+			if !deny && c.applies(&a.SID, true, restricted) {
 				s.Effect = DenyOnlySubject
 			}
 		case mask == 0:
@@ -263,12 +262,12 @@ func (c *check) walk(restricted bool) bool {
 }
 
 // applies reports whether an entry for sid is about the token.
-func (c *check) applies(sid SID, deny, restricted bool) bool {
-	switch sid {
-	case OwnerRights():
+func (c *check) applies(sid *SID, deny, restricted bool) bool {
+	switch {
+	case sid.isOwnerRights():
 		return c.owns || deny && c.ownsDeny
-	case PrincipalSelf():
-		sid = c.req.Self
+	case sid.isPrincipalSelf():
+		sid = &c.req.Self
 	}
 	if sid.IsZero() {
 		return false

@@ -130,17 +130,17 @@ func (t *Token) Has(p Privilege) bool {
 // HasSID reports whether the token speaks for sid as far as being allowed goes (CheckTokenMembership): user or enabled group, not
 // deny-only, and in a restricted token one of its restricting SIDs as well.
 func (t *Token) HasSID(sid SID) bool {
-	return t != nil && !sid.IsZero() && t.match(sid, false) && (len(t.Restricted) == 0 || t.matchRestricted(sid))
+	return t != nil && !sid.IsZero() && t.match(&sid, false) && (len(t.Restricted) == 0 || t.matchRestricted(&sid))
 }
 
 // match is MS-DTYP 2.5.3.1.1, SidInToken: for an entry that denies, the deny-only SIDs match too.
-func (t *Token) match(sid SID, deny bool) bool {
-	if t.User.SID == sid {
+func (t *Token) match(sid *SID, deny bool) bool {
+	if t.User.SID == *sid {
 		return deny || t.User.Attributes&GroupUseForDenyOnly == 0
 	}
 	for i := range t.Groups {
 		g := &t.Groups[i]
-		if g.SID != sid {
+		if g.SID != *sid {
 			continue
 		}
 		if g.Attributes&GroupUseForDenyOnly != 0 {
@@ -154,8 +154,13 @@ func (t *Token) match(sid SID, deny bool) bool {
 }
 
 // matchRestricted is match for the restricting SIDs, whose attributes do not count.
-func (t *Token) matchRestricted(sid SID) bool {
-	return slices.ContainsFunc(t.Restricted, func(g Group) bool { return g.SID == sid })
+func (t *Token) matchRestricted(sid *SID) bool {
+	for i := range t.Restricted {
+		if t.Restricted[i].SID == *sid {
+			return true
+		}
+	}
+	return false
 }
 
 // IsAdmin reports whether the token is an administrator's or the system's (SeTokenIsAdmin).

@@ -43,6 +43,15 @@ func CreatorGroup() SID { return makeSID(authorityCreator, 1) }
 // OwnerRights is S-1-3-4: in a DACL, what the present owner may, in place of the implicit READ_CONTROL and WRITE_DAC.
 func OwnerRights() SID { return makeSID(authorityCreator, 4) }
 
+// isOwnerRights and isPrincipalSelf are asked of every entry of every check: they look and don't build.
+func (s *SID) isOwnerRights() bool {
+	return s.count == 1 && s.sub[0] == 4 && s.authorityLo == authorityCreator && s.authorityHi == 0
+}
+
+func (s *SID) isPrincipalSelf() bool {
+	return s.count == 1 && s.sub[0] == 10 && s.authorityLo == authorityNT && s.authorityHi == 0
+}
+
 // Network is S-1-5-2: a network logon.
 func Network() SID { return makeSID(authorityNT, 2) }
 
