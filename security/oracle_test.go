@@ -16,7 +16,7 @@ import (
 func TestAccessCheckAgreesWithTheOracleOnAllSmallDACLs(t *testing.T) {
 	var entries []security.ACE
 	for _, s := range []security.SID{sid(t, alice), sid(t, wheel), sid(t, nobody), security.OwnerRights()} {
-		for _, mask := range []security.AccessMask{0x1, 0x6, security.ReadControl | 0x2, security.GenericWrite} {
+		for _, mask := range []security.AccessMask{0x1, security.ReadControl | 0x2, security.GenericWrite} {
 			entries = append(entries, security.Allow(s, mask), security.Deny(s, mask))
 		}
 	}
