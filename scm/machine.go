@@ -57,13 +57,15 @@ type Run struct {
 	Attempt uint64   `json:",omitempty"` // counts starts; names the process at smss
 	Args    []string `json:",omitempty"`
 	Process uint64   `json:",omitempty"` // smss's number; 0: none
-	PID     uint32   `json:",omitempty"`
+	PID     uint32   `json:",omitempty"` // as shown: the service may name a descendant (MAINPID)
+	Leader  uint32   `json:",omitempty"` // of the process that smss started
 	Logon   uint64   `json:",omitempty"` // logon session made for this run; 0: none
 
 	Deadline    time.Time       `json:",omitzero"`  // when EventTimer comes
 	Fault       ntstatus.Status `json:",omitempty"` // why the controller killed it
 	SaidStopped bool            `json:",omitempty"` // it reported SERVICE_STOPPED
 	Asked       bool            `json:",omitempty"` // the stop was asked for, not its own idea
+	AskedID     uint64          `json:",omitempty"` // of the control that brought it into its pending state
 	StopWanted  bool            `json:",omitempty"` // to be stopped once nothing that depends on it runs
 	Failures    uint32          `json:",omitempty"`
 	LastFailure time.Time       `json:",omitzero"`
@@ -521,10 +523,13 @@ func (s *step) depsFailed() error {
 
 // spawned: the process exists. A stop that came while it was made takes effect now.
 func (s *step) spawned() error {
+	if s.e.Process == s.run.Process {
+		return nil
+	}
 	if s.e.Attempt != s.run.Attempt || s.run.Process != 0 {
 		return s.killStray()
 	}
-	s.run.Process, s.run.PID, s.run.Logon = s.e.Process, s.e.PID, s.e.Logon
+	s.run.Process, s.run.PID, s.run.Leader, s.run.Logon = s.e.Process, s.e.PID, s.e.PID, s.e.Logon
 	s.m.touch(s.Service)
 	if s.run.State == StopPending {
 		s.effect(Effect{Type: EffectSignal, Process: s.run.Process, Signal: syscall.SIGKILL, Group: true})
@@ -691,7 +696,7 @@ func (s *step) stop() error {
 	phase, prior := s.run.Phase, s.run.State
 	accepted := s.run.Accepted
 	s.enter(StopPending, "a stop was asked for")
-	s.run.Prior, s.run.Asked = prior, true
+	s.run.Prior, s.run.Asked, s.run.AskedID = prior, true, s.e.ID
 	s.run.Deadline = s.in(milliseconds(s.Config.StopTimeoutMs))
 	s.run.WaitHint = milliseconds(s.Config.StopTimeoutMs)
 	switch {
@@ -716,7 +721,7 @@ func (s *step) ask(pending State) error {
 	if s.run.State != pending {
 		prior, accepted := s.run.State, s.run.Accepted
 		s.enter(pending, "a client asked for it")
-		s.run.Prior, s.run.Accepted, s.run.WaitHint = prior, accepted, startWaitHint
+		s.run.Prior, s.run.Accepted, s.run.WaitHint, s.run.AskedID = prior, accepted, startWaitHint, s.e.ID
 		s.run.Deadline = s.in(serviceHangTimeout)
 	}
 	return s.send()
@@ -736,7 +741,7 @@ func (s *step) send() error {
 
 // goBack: the handler refused the control that brought the service into this state.
 func (s *step) goBack() error {
-	if !s.run.Asked && s.run.State == StopPending || s.run.SaidStopped || s.run.Prior == 0 {
+	if s.e.ID != s.run.AskedID || !s.run.Asked && s.run.State == StopPending || s.run.SaidStopped || s.run.Prior == 0 {
 		return nil
 	}
 	prior, accepted := s.run.Prior, s.run.Accepted
@@ -806,10 +811,10 @@ func (s *step) ended() error {
 		s.effect(Effect{Type: EffectLogoff, Logon: run.Logon})
 	}
 	specific := s.e.Code
-	how := fmt.Sprintf("its process %d exited with code %d", run.PID, s.e.Code)
+	how := fmt.Sprintf("its process %d exited with code %d", run.Leader, s.e.Code)
 	if s.e.Signal != 0 {
 		specific = 128 + s.e.Signal
-		how = fmt.Sprintf("its process %d was ended by signal %d (%s)", run.PID, s.e.Signal, syscall.Signal(s.e.Signal))
+		how = fmt.Sprintf("its process %d was ended by signal %d (%s)", run.Leader, s.e.Signal, syscall.Signal(s.e.Signal))
 	}
 	switch {
 	case run.Fault != 0:
