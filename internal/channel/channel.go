@@ -259,7 +259,9 @@ func (c *Channel) send(ctx context.Context, h *Header, payload []byte, files []*
 		return c.sendFailed(ctx, err)
 	}
 	c.out.sequence++
-	c.line.sent(h.Length)
+	if h.Type < shiftUp {
+		c.line.sent(h.Length)
+	}
 	return nil
 }
 
@@ -356,7 +358,9 @@ func (c *Channel) Recv(ctx context.Context) (Frame, error) {
 	}
 	if err == nil {
 		c.in.sequence++
-		c.line.received(f.Length)
+		if f.Type < shiftUp {
+			c.line.received(f.Length)
+		}
 		err = c.follow(&f)
 	}
 	if err != nil {
