@@ -64,6 +64,7 @@ const (
 	DiskFull                 Status = 0xC000007F
 	InsufficientResources    Status = 0xC000009A
 	BadImpersonationLevel    Status = 0xC00000A5
+	BadTokenType             Status = 0xC00000A8
 	IOTimeout                Status = 0xC00000B5
 	NotSupported             Status = 0xC00000BB
 	NoToken                  Status = 0xC000007C

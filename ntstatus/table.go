@@ -135,6 +135,8 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_INSUFFICIENT_RESOURCES", codeResourceExhausted, "not enough resources", ""}, true
 	case BadImpersonationLevel:
 		return entry{"STATUS_BAD_IMPERSONATION_LEVEL", codePermissionDenied, "the client did not allow that impersonation level", ""}, true
+	case BadTokenType:
+		return entry{"STATUS_BAD_TOKEN_TYPE", codeInvalidArgument, "the token is not of a type that fits here", ""}, true
 	case IOTimeout:
 		return entry{"STATUS_IO_TIMEOUT", codeDeadlineExceeded, "the deadline passed", "raise the timeout, or see what the server is doing with \"sallyport status\""}, true
 	case NotSupported:

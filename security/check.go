@@ -27,7 +27,7 @@ type CheckRequest struct {
 // AccessCheck is the access check algorithm of MS-DTYP 2.5.3.2: the mandatory label, then privileges, owner, and the entries of
 // the DACL in stored order. It does not allocate unless a trace is asked for, and takes time linear in entries times groups.
 //
-// Statuses: GenericNotMapped, NoToken, NoImpersonationToken, BadImpersonationLevel and InvalidSecurityDescr where the question
+// Statuses: GenericNotMapped, NoToken, BadTokenType, NoImpersonationToken, BadImpersonationLevel and InvalidSecurityDescr where the question
 // can't be answered, in this order of precedence; InvalidACL at an entry that is not understood; PrivilegeNotHeld where
 // AccessSystemSecurity is asked without SeSecurity; AccessDenied; Success.
 func AccessCheck(req CheckRequest) Decision {
@@ -97,6 +97,8 @@ func (c *check) admissible() bool {
 		return c.stop(ntstatus.GenericNotMapped, c.req.Desired&GenericRights, Step{Rule: RuleRequest, Effect: Refused})
 	case t == nil:
 		return c.stop(ntstatus.NoToken, c.wanted, Step{Rule: RuleToken, Effect: Refused})
+	case t.Type != TokenPrimary && t.Type != TokenImpersonation:
+		return c.stop(ntstatus.BadTokenType, c.wanted, Step{Rule: RuleToken, Effect: Refused})
 	case c.req.Mode == CheckQuery && t.Type != TokenImpersonation:
 		return c.stop(ntstatus.NoImpersonationToken, c.wanted, Step{Rule: RuleToken, Effect: Refused})
 	case t.Type == TokenImpersonation && t.Level < floor:

@@ -184,6 +184,7 @@ func TestAccessCheck(t *testing.T) {
 		}},
 		{"a process may act for itself", others, 0x1, success, 0x1, "no DACL", mode(security.CheckOpen)},
 		{"the query takes a client's token", others, 0x1, ntstatus.NoImpersonationToken, 0, "a process's own", mode(security.CheckQuery)},
+		{"a token of no type is not trusted", others, 0x1, ntstatus.BadTokenType, 0, "neither", func(r *security.CheckRequest) { r.Token.Type = 0 }},
 		{"no token", others, 0x1, ntstatus.NoToken, 0, "no token", func(r *security.CheckRequest) { r.Token = nil }},
 		{"a generic right is a mistake before the level is one", others, security.GenericAll, ntstatus.GenericNotMapped, 0, "not mapped", level(security.LevelAnonymous)},
 		{"no descriptor denies", others, 0x1, denied, 0, "no security descriptor", func(r *security.CheckRequest) { r.Descriptor = nil }},

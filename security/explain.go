@@ -92,6 +92,8 @@ func (d Decision) describe(s Step) string {
 		switch d.Status {
 		case ntstatus.NoToken:
 			return "there is no token to check"
+		case ntstatus.BadTokenType:
+			return "the token is neither a process's own nor a client's"
 		case ntstatus.NoImpersonationToken:
 			return "a client's token is needed, this one is a process's own"
 		}
