@@ -27,9 +27,9 @@ type CheckRequest struct {
 // AccessCheck is the access check algorithm of MS-DTYP 2.5.3.2: the mandatory label, then privileges, owner, and the entries of
 // the DACL in stored order. It does not allocate unless a trace is asked for, and takes time linear in entries times groups.
 //
-// Statuses: GenericNotMapped, NoToken, BadTokenType, NoImpersonationToken, BadImpersonationLevel and InvalidSecurityDescr where the question
-// can't be answered, in this order of precedence; InvalidACL at an entry that is not understood; PrivilegeNotHeld where
-// AccessSystemSecurity is asked without SeSecurity; AccessDenied; Success.
+// Statuses: GenericNotMapped, NoToken, BadTokenType, NoImpersonationToken, BadImpersonationLevel and InvalidSecurityDescr where
+// the question can't be answered, in this order of precedence; InvalidACL at an entry that is not understood; PrivilegeNotHeld
+// where AccessSystemSecurity is asked without SeSecurity; AccessDenied; Success.
 func AccessCheck(req CheckRequest) Decision {
 	c := check{req: req, wanted: req.Desired &^ MaximumAllowed, maximum: req.Desired&MaximumAllowed != 0}
 	c.interest = c.wanted
