@@ -27,7 +27,7 @@ const (
 // The first byte of a request to ServePeer says what to do with the rest.
 const (
 	doEcho     = 'e' // reply with the rest and the same handles
-	doHold     = 'h' // reply only when canceled, and tell by datagram
+	doHold     = 'h' // tell by datagram, reply only when canceled, and tell again
 	doDie      = 'd' // end the connection without a word
 	doCount    = 'n' // reply with how many numbered datagrams came
 	doCallBack = 'c' // call the client with the rest and reply with its reply
@@ -78,6 +78,7 @@ func ServePeer(port *alpc.Port) error {
 			err = port.Reply(ctx, m, &alpc.Message{Data: rest, Handles: m.Handles})
 		case doHold:
 			held[m.ID] = m
+			err = port.Send(ctx, &alpc.Message{Data: []byte("held")})
 		case doDie:
 			port.Close()
 		case doCount:
@@ -248,6 +249,12 @@ func passesHandles(t *testing.T, p *alpc.Port) {
 	require.Error(t, p.Err())
 }
 
+func requireTold(t *testing.T, p *alpc.Port, what string) {
+	m, err := p.Receive(within(t))
+	require.NoError(t, err)
+	require.Equal(t, what, string(m.Data))
+}
+
 func tellsCancel(t *testing.T, p *alpc.Port) {
 	ctx, cancel := context.WithCancel(within(t))
 	done := make(chan error, 1)
@@ -255,12 +262,10 @@ func tellsCancel(t *testing.T, p *alpc.Port) {
 		_, err := p.Call(ctx, request(doHold))
 		done <- err
 	}()
-	require.NoError(t, echo(within(t), p, nil))
+	requireTold(t, p, "held")
 	cancel()
 	require.ErrorIs(t, <-done, ntstatus.RequestCanceled)
-	m, err := p.Receive(within(t))
-	require.NoError(t, err)
-	require.Equal(t, "canceled", string(m.Data))
+	requireTold(t, p, "canceled")
 	require.NoError(t, echo(within(t), p, []byte("alive")))
 }
 
@@ -301,7 +306,7 @@ func refusesMoreThanMaxPending(t *testing.T, p *alpc.Port) {
 	require.ErrorIs(t, err, ntstatus.RPCServerTooBusy)
 	cancel()
 	held.Wait()
-	for i := 0; i < PeerMaxPending; i++ {
+	for range 2 * PeerMaxPending {
 		_, err := p.Receive(within(t))
 		require.NoError(t, err)
 	}
@@ -394,11 +399,13 @@ func wakesWaiters(t *testing.T, p *alpc.Port) {
 			errs <- err
 		}()
 	}
+	for range 5 {
+		requireTold(t, p, "held")
+	}
 	go func() {
 		_, err := p.Receive(ctx)
 		errs <- err
 	}()
-	require.NoError(t, echo(ctx, p, nil))
 	_, err := p.Call(ctx, request(doDie))
 	require.ErrorIs(t, err, ntstatus.PortDisconnected)
 	for range cap(errs) {
@@ -416,11 +423,11 @@ func closeWakes(t *testing.T, p *alpc.Port) {
 		_, err := p.Call(ctx, request(doHold))
 		errs <- err
 	}()
+	requireTold(t, p, "held")
 	go func() {
 		_, err := p.Receive(ctx)
 		errs <- err
 	}()
-	require.NoError(t, echo(ctx, p, nil))
 	require.NoError(t, p.Close())
 	for range cap(errs) {
 		require.ErrorIs(t, <-errs, ntstatus.PortClosed)

@@ -481,6 +481,10 @@ func (c *Channel) StopWatch() { c.conn.SetReadDeadline(time.Unix(1, 0)) }
 // ReadAgain allows Recv on the socket after StopWatch.
 func (c *Channel) ReadAgain() { c.conn.SetReadDeadline(time.Time{}) }
 
+// Hangup makes the connection as if the peer had closed it, for one that is known to be dead while somebody else still
+// holds its end. What it sent before still arrives.
+func (c *Channel) Hangup() { c.conn.Shutdown() }
+
 // HungUp is closed when a WatchHangup saw the peer hang up.
 func (c *Channel) HungUp() <-chan struct{} { return c.hung }
 
