@@ -73,9 +73,12 @@ func (s *service) open(ctx context.Context, op, name string, right security.Acce
 func (s *service) denied(ctx context.Context, op string, c *console, caller *alpc.Client, right security.AccessMask) error {
 	d := c.check(caller.Token, right, true)
 	denial := &ntstatus.Denial{Object: c.name, Right: rightNames().Describe(right)}
-	id, err := s.sys.ReportDenial(ctx, alpc.Denial{})
+	id, err := s.sys.ReportDenial(ctx, alpc.Denial{
+		Attachment: caller.Attachment, Op: op, Object: c.name, Right: denial.Right, Desired: right, Status: ntstatus.AccessDenied,
+		Trace: d.Explain(), SecurityDescriptor: c.security().String(),
+	})
 	if err != nil {
-		s.log.Warn("a denial could not be reported", "console", c.name, "decision", d.String(), "error", err)
+		s.log.Warn("a denial could not be reported", "console", c.name, "error", err)
 	}
 	denial.Decision = id
 	return &ntstatus.Error{Op: op, Object: c.name, Status: ntstatus.AccessDenied, Err: denial}
@@ -230,7 +233,7 @@ func (s *service) run(ctx context.Context, c *console, caller *alpc.Client, cmd 
 		}
 		token = security.LUID(cmd.Token)
 	}
-	own, err := s.sys.DuplicateToken(ctx, token, alpc.DuplicateOptions{})
+	own, err := s.sys.DuplicateToken(ctx, token, alpc.TokenDuplicate{Type: security.TokenPrimary})
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ type Client struct {
 
 // Dial connects to the csrss of a session; while that is being started it waits, as long as ctx lets it.
 func Dial(ctx context.Context, sys *alpc.System, session uint32) (*Client, error) {
-	conn, err := rpc.Dial(ctx, sys, PortName(session))
+	conn, err := rpc.Dial(ctx, sys, PortName(session), rpc.DialOptions{Port: alpc.DialOptions{HandleTypes: alpc.HandleTerminal}})
 	if err != nil {
 		return nil, ntstatus.Wrap("csr.Dial", PortName(session), err)
 	}
