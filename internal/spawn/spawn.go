@@ -13,12 +13,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +39,8 @@ type Program struct {
 	User *User
 	// Limits are set from outside right after the start.
 	Limits Limits
+	// NoNewPrivileges: nothing that the child runs gains rights by exec (set-user-id files, capabilities).
+	NoNewPrivileges bool
 }
 
 // User is a unix identity; it need not be in passwd.
@@ -110,7 +112,7 @@ func Start(p Program) (*Process, error) {
 	if p.User != nil {
 		attr.Sys.Credential = &syscall.Credential{Uid: p.User.UID, Gid: p.User.GID, Groups: p.User.Groups}
 	}
-	pid, _, err := syscall.StartProcess(p.Path, p.Args, attr)
+	pid, err := fork(p, attr)
 	if err != nil {
 		return nil, &os.PathError{Op: "start", Path: p.Path, Err: err}
 	}
@@ -127,6 +129,31 @@ func Start(p Program) (*Process, error) {
 		return nil, err
 	}
 	return proc, nil
+}
+
+// fork starts the process from a thread that has what the child is to inherit.
+func fork(p Program, attr *syscall.ProcAttr) (pid int, err error) {
+	if !p.NoNewPrivileges {
+		pid, _, err = syscall.StartProcess(p.Path, p.Args, attr)
+		return pid, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread can't end and would keep the mark: hold it, so that the next goroutine gets another.
+			defer runtime.UnlockOSThread()
+			pid, err = fork(p, attr)
+			return
+		}
+		// The mark can't be taken off a thread again: it ends with its goroutine, as nobody unlocks it.
+		if err = os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); err == nil {
+			pid, _, err = syscall.StartProcess(p.Path, p.Args, attr)
+		}
+	}()
+	<-done
+	return pid, err
 }
 
 func (l Limits) apply(pid int) error {
@@ -232,16 +259,6 @@ func CloseOnExec() error {
 	return os.NewSyscallError("close_range", unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC))
 }
 
-// NoNewPrivileges keeps the calling process and its children from gaining rights by exec (set-user-id files, capabilities).
-func NoNewPrivileges() error {
-	// Every thread must have it: an exec from any of them counts.
-	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
-	if errno != 0 {
-		return os.NewSyscallError("prctl", errno)
-	}
-	return nil
-}
-
 // Children returns the pids of the calling process's children, zombies included. They can't be recycled before the
 // caller reaps them, so only a caller that reaps in one place may rely on them.
 func Children() ([]int, error) {
@@ -286,37 +303,25 @@ func ReapOrphans(known func(pid int) bool) (running int, err error) {
 	return running, err
 }
 
-// KillOrphans ends the children that known does not claim, and what they leave behind in turn: first politely, after
-// grace by force. It returns when none is left, or when ctx ends.
-func KillOrphans(ctx context.Context, grace time.Duration, known func(pid int) bool) error {
-	force := time.Now().Add(grace)
-	told := map[int]bool{}
-	for {
-		running, err := ReapOrphans(known)
-		if err != nil || running == 0 {
-			return err
-		}
-		pids, err := Children()
-		if err != nil {
-			return err
-		}
-		late := !time.Now().Before(force)
-		for _, pid := range pids {
-			switch {
-			case known(pid):
-			case late:
-				unix.Kill(pid, unix.SIGKILL)
-			case !told[pid]:
-				told[pid] = true
-				unix.Kill(pid, unix.SIGTERM)
-				unix.Kill(pid, unix.SIGCONT)
-			}
-		}
-		// The kernel tells of an orphan's end by SIGCHLD only, which says nothing of whose; a short pause is as good.
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(5 * time.Millisecond):
+// EndOrphans reaps as ReapOrphans does, and sends those that still run a signal, unless that is 0. What they leave behind
+// becomes an orphan in turn, so it is to be called until it returns 0.
+func EndOrphans(sig syscall.Signal, known func(pid int) bool) (running int, err error) {
+	running, err = ReapOrphans(known)
+	if err != nil || running == 0 || sig == 0 {
+		return running, err
+	}
+	pids, err := Children()
+	for _, pid := range pids {
+		if !known(pid) {
+			unix.Kill(pid, sig)
+			unix.Kill(pid, unix.SIGCONT)
 		}
 	}
+	return running, err
+}
+
+// HasEnvironment reports whether a child was started with a variable ("KEY=value") in its environment.
+func HasEnvironment(pid int, variable string) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	return err == nil && slices.Contains(strings.Split(string(text), "\x00"), variable)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -88,11 +89,25 @@ func reaper() int {
 		fmt.Println("running orphans:", n, err)
 		return 1
 	}
-	if err := spawn.KillOrphans(context.Background(), 20*time.Millisecond, known); err != nil {
-		fmt.Println(err)
+	pids, _ := spawn.Children()
+	for _, pid := range pids {
+		if !known(pid) && !spawn.HasEnvironment(pid, "SPAWN_TEST=stubborn") {
+			fmt.Println("the orphan's environment was not recognised")
+			return 1
+		}
+	}
+	if n, err := spawn.EndOrphans(syscall.SIGTERM, known); n != 1 || err != nil {
+		fmt.Println("running orphans:", n, err)
 		return 1
 	}
-	pids, _ := spawn.Children()
+	for n, sig := 1, syscall.SIGKILL; n > 0; sig = 0 {
+		if n, err = spawn.EndOrphans(sig, known); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		runtime.Gosched()
+	}
+	pids, _ = spawn.Children()
 	if len(pids) != 2 {
 		fmt.Println("children left:", pids)
 		return 1
@@ -210,6 +225,23 @@ func TestLimitsHold(t *testing.T) {
 	require.NoError(t, err)
 	require.Regexp(t, `Max core file size\s+8192\s+8192`, string(text))
 	require.Regexp(t, `Max open files\s+100\s+100`, string(text))
+}
+
+func TestNoNewPrivilegesIsTheChildsAlone(t *testing.T) {
+	for _, want := range []bool{true, false} {
+		proc, out := start(t, "sleep", func(p *spawn.Program) { p.NoNewPrivileges = want })
+		_, err := out.ReadString('\n')
+		require.NoError(t, err)
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", proc.PID()))
+		require.NoError(t, err)
+		own, err := os.ReadFile("/proc/self/status")
+		require.NoError(t, err)
+		require.Contains(t, string(own), "NoNewPrivs:\t0")
+		require.Equal(t, want, strings.Contains(string(text), "NoNewPrivs:\t1"))
+		pids, err := spawn.Children()
+		require.NoError(t, err)
+		require.Contains(t, pids, proc.PID())
+	}
 }
 
 func TestStartSaysWhatFailed(t *testing.T) {

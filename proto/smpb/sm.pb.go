@@ -175,10 +175,12 @@ type ExecPgmRequest struct {
 	// returned and also stored under this name (StoreHandles), so that no line is lost while the owner is away.
 	LogPipe string `protobuf:"bytes,12,opt,name=log_pipe,json=logPipe,proto3" json:"log_pipe,omitempty"`
 	// terminal becomes the process's controlling terminal, and its standard files where none are given.
-	Terminal      *ntpb.Handle `protobuf:"bytes,13,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	Limits        *Limits      `protobuf:"bytes,14,opt,name=limits,proto3" json:"limits,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Terminal *ntpb.Handle `protobuf:"bytes,13,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	Limits   *Limits      `protobuf:"bytes,14,opt,name=limits,proto3" json:"limits,omitempty"`
+	// no_new_privileges: the process and its children gain no rights by exec (set-user-id programs, capabilities).
+	NoNewPrivileges bool `protobuf:"varint,15,opt,name=no_new_privileges,json=noNewPrivileges,proto3" json:"no_new_privileges,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ExecPgmRequest) Reset() {
@@ -307,6 +309,13 @@ func (x *ExecPgmRequest) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *ExecPgmRequest) GetNoNewPrivileges() bool {
+	if x != nil {
+		return x.NoNewPrivileges
+	}
+	return false
 }
 
 // Limits are resource limits (soft and hard) of a process; 0 leaves smss's own. They hold right after the start.
@@ -2173,7 +2182,7 @@ var File_proto_smpb_sm_proto protoreflect.FileDescriptor
 
 const file_proto_smpb_sm_proto_rawDesc = "" +
 	"\n" +
-	"\x13proto/smpb/sm.proto\x12\fsallyport.sm\x1a\x18proto/ntpb/options.proto\"\xdb\x03\n" +
+	"\x13proto/smpb/sm.proto\x12\fsallyport.sm\x1a\x18proto/ntpb/options.proto\"\x87\x04\n" +
 	"\x0eExecPgmRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -2189,7 +2198,8 @@ const file_proto_smpb_sm_proto_rawDesc = "" +
 	"\x05extra\x18\v \x03(\v2\x14.sallyport.nt.HandleR\x05extra\x12\x19\n" +
 	"\blog_pipe\x18\f \x01(\tR\alogPipe\x120\n" +
 	"\bterminal\x18\r \x01(\v2\x14.sallyport.nt.HandleR\bterminal\x12,\n" +
-	"\x06limits\x18\x0e \x01(\v2\x14.sallyport.sm.LimitsR\x06limits\"\xa8\x01\n" +
+	"\x06limits\x18\x0e \x01(\v2\x14.sallyport.sm.LimitsR\x06limits\x12*\n" +
+	"\x11no_new_privileges\x18\x0f \x01(\bR\x0fnoNewPrivileges\"\xa8\x01\n" +
 	"\x06Limits\x12\x1d\n" +
 	"\n" +
 	"open_files\x18\x01 \x01(\x04R\topenFiles\x12\x1c\n" +

@@ -47,6 +47,7 @@ type ServerConfig struct {
 	Disabled     bool                   `toml:"disabled"`
 	Order        int                    `toml:"order"`   // start order; stopped in reverse. Servers of one order by name
 	Command      []string               `toml:"command"` // empty: the program itself, "server NAME"
+	Args         []string               `toml:"args"`    // after those
 	Env          map[string]string      `toml:"env"`
 	Start        StartMode              `toml:"start"`
 	Ready        ReadyMode              `toml:"ready"`
@@ -58,6 +59,7 @@ type ServerConfig struct {
 	ReadyTimeout Duration               `toml:"ready_timeout"`
 	StopTimeout  Duration               `toml:"stop_timeout"`
 	Critical     bool                   `toml:"critical"`
+	Terminal     bool                   `toml:"terminal"` // session servers: gets the terminal that the session was made with
 	User         User                   `toml:"user"`
 	UID          uint16                 `toml:"uid"` // added to uid_base
 	Privileges   []Privilege            `toml:"privileges"`
@@ -195,9 +197,9 @@ func (e *ConfigError) Error() string {
 
 // Load reads the built-in configuration, then the file (which need not exist), then the files of its drop-in directory
 // ("sallyport.d/*.toml" beside "sallyport.toml") in the order of their names. builtin are the servers that the program
-// has; a server without a command must be one of them. All that is wrong in the first bad file is reported at once, as
+// has; where they are given, a server without a command must be one of them. All that is wrong in the first bad file is reported at once, as
 // joined *ConfigErrors under INVALID_PARAMETER.
-func Load(path string, builtin []string) (*Config, error) {
+func Load(path string, builtin ...string) (*Config, error) {
 	c := new(Config)
 	if err := c.merge("built-in", defaultTOML, nil); err != nil {
 		return nil, ntstatus.Errorf("smss.Load", "built-in", ntstatus.InternalError, "%w", err)

@@ -190,10 +190,10 @@ type (
 type effect any
 
 type (
-	// spawn a process for the server; answered by processStarted or processEnded.
-	spawn struct{ server string }
-	// signal the server's process.
-	signal struct {
+	// startProcess for the server; answered by processStarted or processEnded.
+	startProcess struct{ server string }
+	// sendSignal to the server's process.
+	sendSignal struct {
 		server string
 		signal syscall.Signal
 	}
@@ -308,7 +308,7 @@ func (m *machine) spawn(s *server, _ event) {
 	s.status, s.overdue = "", false
 	m.enter(s, starting)
 	s.deadline = m.now.Add(s.readyTimeout)
-	m.emit(spawn{s.name})
+	m.emit(startProcess{s.name})
 }
 
 func (m *machine) spawned(s *server, e event) {
@@ -335,10 +335,10 @@ func (m *machine) restate(s *server, e event) {
 
 func (m *machine) tooSlow(s *server, _ event) {
 	s.overdue = true
-	m.emit(signal{s.name, syscall.SIGKILL})
+	m.emit(sendSignal{s.name, syscall.SIGKILL})
 }
 
-func (m *machine) kill(s *server, _ event) { m.emit(signal{s.name, syscall.SIGKILL}) }
+func (m *machine) kill(s *server, _ event) { m.emit(sendSignal{s.name, syscall.SIGKILL}) }
 
 func (m *machine) giveUp(s *server, _ event) { m.enter(s, stopped) }
 
@@ -348,7 +348,7 @@ func (m *machine) stop(s *server, _ event) {
 	if !m.deadline.IsZero() && m.deadline.Before(s.deadline) {
 		s.deadline = m.deadline
 	}
-	m.emit(signal{s.name, syscall.SIGTERM})
+	m.emit(sendSignal{s.name, syscall.SIGTERM})
 }
 
 func (m *machine) wentDown(s *server, e event) {
@@ -362,6 +362,10 @@ func (m *machine) ended(s *server, e event) {
 	s.pid, s.lastEnd = 0, end.how
 	if s.overdue {
 		s.lastEnd = fmt.Sprintf("not ready within %v", s.readyTimeout)
+	}
+	if s.session.state == sessionEnding {
+		m.enter(s, stopped) // what ends restarts nothing
+		return
 	}
 	if s.restart == restartNever || (s.restart == restartOnFailure && end.clean) {
 		if s.onDemand && end.clean {

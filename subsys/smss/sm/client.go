@@ -28,16 +28,19 @@ import (
 // PortName is where smss listens (NT: \SmApiPort).
 const PortName = `\SmApiPort`
 
+// ServerSID is in the token of the server that smss started under that name ("lsass", "csrss@3"), and in no other. The backslash
+// keeps it apart from the SIDs of services, whose names can't have one.
+func ServerSID(name string) security.SID { return security.ServiceSID(`smss\` + name) }
+
 // Client speaks to smss over one connection.
 type Client struct {
 	conn io.Closer
 	stub smpb.SessionManagerClient
 }
 
-// Dial connects to smss, which must run as LocalSystem or, in an unprivileged instance, as whoever holds the port's name:
-// the core lets nobody else have it.
+// Dial connects to smss, which is LocalSystem: the connect fails if anybody else has the port's name.
 func Dial(ctx context.Context, sys *alpc.System) (*Client, error) {
-	conn, err := rpc.Dial(ctx, sys, PortName)
+	conn, err := rpc.Dial(ctx, sys, PortName, rpc.DialOptions{Port: alpc.DialOptions{RequiredServer: security.LocalSystem(), HandleTypes: alpc.HandleAny}})
 	if err != nil {
 		return nil, ntstatus.Wrap("sm.Dial", PortName, err)
 	}
@@ -62,6 +65,8 @@ type Program struct {
 	Extra    []*os.File // descriptors 3, 4, …
 	LogPipe  string     // name under which the read end of a new log pipe is stored; empty: no pipe
 	Terminal *os.File   // controlling terminal
+	// NoNewPrivileges: nothing that the process runs gains rights by exec.
+	NoNewPrivileges bool
 	Limits   Limits
 }
 
@@ -101,7 +106,7 @@ func (c *Client) ExecPgm(ctx context.Context, p Program) (*Process, error) {
 	hs := rpc.NewHandleSet()
 	req := &smpb.ExecPgmRequest{
 		Name: p.Name, Path: p.Path, Argv: p.Args, Env: p.Env, Directory: p.Dir, Token: uint64(p.Token), Session: p.Session,
-		Stdin: hs.Add(p.Stdin), Stdout: hs.Add(p.Stdout), Stderr: hs.Add(p.Stderr), LogPipe: p.LogPipe, Terminal: hs.Add(p.Terminal),
+		Stdin: hs.Add(p.Stdin), Stdout: hs.Add(p.Stdout), Stderr: hs.Add(p.Stderr), LogPipe: p.LogPipe, Terminal: hs.Add(p.Terminal), NoNewPrivileges: p.NoNewPrivileges,
 		Limits: &smpb.Limits{OpenFiles: p.Limits.OpenFiles, Processes: p.Limits.Processes, MemoryBytes: p.Limits.MemoryBytes,
 			CoreBytes: p.Limits.CoreBytes, CpuSeconds: p.Limits.CPUSeconds},
 	}
