@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"sallyport/alpc"
 	"sallyport/ntstatus"
 	"sallyport/proto/ntpb"
@@ -67,7 +65,7 @@ type Program struct {
 	Terminal *os.File   // controlling terminal
 	// NoNewPrivileges: nothing that the process runs gains rights by exec.
 	NoNewPrivileges bool
-	Limits   Limits
+	Limits          Limits
 }
 
 // Limits are resource limits of a process; 0 leaves smss's own.
