@@ -36,25 +36,24 @@ func wellFormed(password []byte) bool {
 }
 
 // SetPassword gives an account a new password and ends a lockout: who was guessing guessed the old one.
-func (d *DB) SetPassword(ctx context.Context, who, name string, password []byte, mustChange bool) error {
+func (d *DB) SetPassword(ctx context.Context, who, name string, password []byte, mustChange bool) (Account, error) {
 	const op = "sam.SetPassword"
 	phc, err := d.hash(ctx, op, who, name, password)
 	if err != nil {
-		return err
+		return Account{}, err
 	}
-	_, err = d.Update(name, func(a *Account) error {
+	return d.Update(name, func(a *Account) error {
 		a.Password, a.PasswordSet, a.MustChange = phc, time.Now().UnixNano(), mustChange
 		a.BadCount, a.LastBad, a.LockedAt = 0, 0, 0
 		return nil
 	})
-	return err
 }
 
 // ChangePassword is SetPassword for who knows the old one. A wrong old one counts as a failed logon does.
-func (d *DB) ChangePassword(ctx context.Context, who, name string, old, new []byte) error {
+func (d *DB) ChangePassword(ctx context.Context, who, name string, old, new []byte) (Account, error) {
 	const op = "sam.ChangePassword"
 	if bytes.Equal(old, new) {
-		return ntstatus.Errorf(op, name, ntstatus.PasswordRestriction, "the new password is the old one")
+		return Account{}, ntstatus.Errorf(op, name, ntstatus.PasswordRestriction, "the new password is the old one")
 	}
 	a, err := d.verify(ctx, op, who, name, old, func(a *Account, now int64) ntstatus.Status {
 		if s := a.restriction(now); s != ntstatus.PasswordMustChange {
@@ -63,20 +62,19 @@ func (d *DB) ChangePassword(ctx context.Context, who, name string, old, new []by
 		return ntstatus.Success
 	})
 	if err != nil {
-		return err
+		return a, err
 	}
 	phc, err := d.hash(ctx, op, who, name, new)
 	if err != nil {
-		return err
+		return a, err
 	}
-	_, err = d.Update(name, func(now *Account) error {
+	return d.Update(name, func(now *Account) error {
 		if now.RID != a.RID || now.Password != a.Password {
 			return ntstatus.Errorf(op, name, ntstatus.WrongPassword, "somebody else changed it meanwhile")
 		}
 		now.Password, now.PasswordSet, now.MustChange = phc, time.Now().UnixNano(), false
 		return nil
 	})
-	return err
 }
 
 // Authenticate verifies a password for a logon of the given type and records the outcome durably before it returns. who is the
@@ -97,7 +95,7 @@ func (d *DB) Authenticate(ctx context.Context, who, name string, password []byte
 	})
 }
 
-// verify is one attempt: look up, hash, decide and record. permit runs in the deciding transaction once the password was
+// verify is one attempt: look up, hash, decide and record. The account comes back with the error too, where there is one. permit runs in the deciding transaction once the password was
 // right; what it did to the account is kept only when it returns Success.
 func (d *DB) verify(ctx context.Context, op, who, name string, password []byte, permit func(*Account, int64) ntstatus.Status) (Account, error) {
 	if !wellFormed(password) { // says nothing about any account
@@ -125,7 +123,7 @@ func (d *DB) verify(ctx context.Context, op, who, name string, password []byte, 
 	}
 	// Where the outcome is certain the hash is spared. Not so while the clock is behind the lock: try has to record that.
 	if now := time.Now().UnixNano(); known && before.LockedAt <= now && before.LockedUntil(p, now) != 0 {
-		return Account{}, ntstatus.New(op, name, ntstatus.AccountLockedOut)
+		return before, ntstatus.New(op, name, ntstatus.AccountLockedOut)
 	}
 	params, err := kdf.ParamsOf(phc)
 	if err != nil {

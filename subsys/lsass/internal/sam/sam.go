@@ -28,8 +28,12 @@ import (
 // maxPasswordLength bounds what is hashed, in bytes.
 const maxPasswordLength = 1024
 
-// firstRID is that of the first account; those below are NT's own.
-const firstRID = 1000
+// firstRID is that of the first account; those below are NT's own. From firstServiceID on services are numbered, which have no
+// RID, so that they get Unix ids by the same rule.
+const (
+	firstRID       = 1000
+	firstServiceID = 1 << 28
+)
 
 // IDs is the rule by which accounts get Unix ids: Base+RID where there is a Base, otherwise one uid and gid for all, because
 // an unprivileged instance can't change them.
@@ -71,6 +75,9 @@ func accounts() store.Bucket[Account] {
 }
 
 func domains() store.Bucket[machine] { return store.NewBucket("domain", store.JSON[machine](1)) }
+
+// services numbers the identities NT SERVICE\name in the order in which they first log on.
+func services() store.Bucket[uint32] { return store.NewBucket("services", store.JSON[uint32](1)) }
 
 // misses counts attempts for names that don't exist. The number is of little use, the write is: see Authenticate.
 func misses() store.Bucket[uint64] { return store.NewBucket("misses", store.JSON[uint64](1)) }
@@ -224,7 +231,7 @@ func (d *DB) Create(ctx context.Context, who string, template Account, password 
 		if err != nil {
 			return err
 		}
-		if n > math.MaxInt32-firstRID {
+		if n > firstServiceID-firstRID {
 			return ntstatus.Errorf(op, a.Name, ntstatus.InsufficientResources, "all RIDs are used")
 		}
 		a.RID = firstRID + uint32(n) - 1
@@ -251,6 +258,27 @@ func (d *DB) checkIDs(a Account) error {
 		return ntstatus.Errorf("sam.Update", a.Name, ntstatus.InvalidParameter, "the kernel gives the id %d to nobody", uint32(math.MaxUint32))
 	}
 	return nil
+}
+
+// ServiceID is the number of a service's own identity, the same for ever: what a RID is to an account.
+func (d *DB) ServiceID(sid security.SID) (id uint32, err error) {
+	err = d.store.View(func(tx *store.Tx) error { id, _, err = services().Get(tx, sid.String()); return err })
+	if id != 0 || err != nil {
+		return id, err
+	}
+	err = d.store.Update(func(tx *store.Tx) error {
+		var ok bool
+		if id, ok, err = services().Get(tx, sid.String()); ok || err != nil {
+			return err
+		}
+		n, err := services().NextSequence(tx)
+		if err != nil {
+			return err
+		}
+		id = firstServiceID + uint32(n) - 1
+		return services().Put(tx, sid.String(), id)
+	})
+	return id, err
 }
 
 // Delete removes an account and returns what it was.

@@ -332,6 +332,16 @@ func TestUnixIDsFollowTheInstance(t *testing.T) {
 	_, err = system.Update("alice", func(a *sam.Account) error { a.UID = &nobody; return nil })
 	require.ErrorIs(t, err, ntstatus.InvalidParameter)
 
+	web, db := security.ServiceSID("web"), security.ServiceSID("db")
+	first, err := system.ServiceID(web)
+	require.NoError(t, err)
+	second, err := system.ServiceID(db)
+	require.NoError(t, err)
+	again, err := system.ServiceID(web)
+	require.NoError(t, err)
+	require.Equal(t, first, again)
+	require.NotEqual(t, first, second)
+
 	user := fresh(t)
 	uid, gid = user.UnixIDs(create(t, user, "alice"))
 	require.Equal(t, [2]uint32{1000, 1000}, [2]uint32{uid, gid})
@@ -343,7 +353,8 @@ func TestPasswordsAreChangedByTheirOwnersAndSetByAdministrators(t *testing.T) {
 	d := fresh(t)
 	create(t, d, "alice")
 	change := func(old, new string) ntstatus.Status {
-		return ntstatus.Of(d.ChangePassword(t.Context(), "test", "alice", []byte(old), []byte(new)))
+		_, err := d.ChangePassword(t.Context(), "test", "alice", []byte(old), []byte(new))
+		return ntstatus.Of(err)
 	}
 	require.Equal(t, ntstatus.PasswordRestriction, change(password, "abc"), "too short")
 	require.Equal(t, ntstatus.PasswordRestriction, change(password, "has\x00zero"))
@@ -353,7 +364,8 @@ func TestPasswordsAreChangedByTheirOwnersAndSetByAdministrators(t *testing.T) {
 	require.Equal(t, ntstatus.WrongPassword, attempt(t, d, "alice", password))
 	require.Equal(t, ntstatus.Success, attempt(t, d, "alice", "new password"))
 
-	require.NoError(t, d.SetPassword(t.Context(), "test", "alice", []byte("by the admin"), true))
+	_, err := d.SetPassword(t.Context(), "test", "alice", []byte("by the admin"), true)
+	require.NoError(t, err)
 	require.Equal(t, ntstatus.PasswordMustChange, attempt(t, d, "alice", "by the admin"))
 	require.Equal(t, ntstatus.Success, change("by the admin", "my own now"))
 	require.Equal(t, ntstatus.Success, attempt(t, d, "alice", "my own now"))
@@ -363,9 +375,11 @@ func TestPasswordsAreChangedByTheirOwnersAndSetByAdministrators(t *testing.T) {
 	}
 	require.Equal(t, ntstatus.AccountLockedOut, change("my own now", "new password"))
 	require.Equal(t, ntstatus.AccountLockedOut, attempt(t, d, "alice", "my own now"))
-	require.NoError(t, d.SetPassword(t.Context(), "test", "alice", []byte("fresh start"), false))
+	_, err = d.SetPassword(t.Context(), "test", "alice", []byte("fresh start"), false)
+	require.NoError(t, err)
 	require.Equal(t, ntstatus.Success, attempt(t, d, "alice", "fresh start"))
-	require.ErrorIs(t, d.SetPassword(t.Context(), "test", "nobody", []byte("fresh start"), false), ntstatus.NoSuchUser)
+	_, err = d.SetPassword(t.Context(), "test", "nobody", []byte("fresh start"), false)
+	require.ErrorIs(t, err, ntstatus.NoSuchUser)
 }
 
 func TestMembershipsAreOfOneKindEach(t *testing.T) {
