@@ -199,6 +199,7 @@ func (m *Machine) drop(a *attachment) {
 // detach undoes everything that a pinned: connections (their other sides are told), ports, tokens, charges.
 func (m *Machine) detach(a *attachment) {
 	a.timer.stop()
+	a.live = false
 	delete(m.attachments, a.id)
 	for _, c := range sorted(a.connections) {
 		m.closeConnection(c, ntstatus.PortDisconnected, a)
@@ -230,7 +231,6 @@ func (m *Machine) detach(a *attachment) {
 		m.forget(p)
 	}
 	m.emit(CloseFD{a.pidfd})
-	a.live = false
 }
 
 // forget drops a process of which nothing is known any more.

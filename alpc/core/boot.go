@@ -118,11 +118,11 @@ func (c *Core) endEverything() (left int) {
 // endPhase ends every child that spare does not name: politely for a grace, then by force.
 func endPhase(spare func(pid int) bool) {
 	deadline := time.Now().Add(stopGrace)
-	running, err := spawn.EndOrphans(false, spare)
+	running, err := spawn.EndOrphans(syscall.SIGTERM, spare)
 	for err == nil && running > 0 {
 		time.Sleep(stopPoll)
 		if time.Now().After(deadline) {
-			running, err = spawn.EndOrphans(true, spare)
+			running, err = spawn.EndOrphans(syscall.SIGKILL, spare)
 		} else {
 			running, err = spawn.ReapOrphans(spare)
 		}

@@ -232,6 +232,22 @@ func (m *Machine) open(c *connection, data []byte, toServer Send) {
 	c.since, c.sectioned = m.now.UnixNano(), c.section
 }
 
+// grantFailed: the shell could not make the channel. Nobody has heard of the connection yet but by its requests.
+func (m *Machine) grantFailed(c *connection, status ntstatus.Status) {
+	f := fail("core.Connect", c.port.name, status, "the core could not make the channel")
+	client, server := c.client, c.server
+	if server != nil {
+		delete(c.port.port.unanswered, c.id)
+		if c.state == connOpen && server.live {
+			m.reply(server, &corepb.Reply{Id: c.acceptID, Failure: f})
+		}
+	}
+	m.erase(c)
+	if client.live {
+		m.reply(client, &corepb.Reply{Id: c.request, Failure: f})
+	}
+}
+
 // answered: the client's request is no longer open.
 func (m *Machine) answered(c *connection) {
 	c.deadline.stop()

@@ -26,7 +26,9 @@ func (c *Core) do(effect Effect) {
 	case MakeSection:
 		section, err := channel.CreateSection(e.Connection)
 		if err != nil {
-			c.failConnection(e.Connection, err)
+			c.log.Error("no section for a connection", "connection", e.Connection, "error", err)
+			e.ToClient.Frame = replyFrame(&corepb.Reply{Id: e.ToClient.Frame.GetReply().GetId(), Failure: fail("core.OfferSection", "", ntstatus.Of(err), "the core could not make the section")})
+			c.send(e.ToClient, nil)
 			return
 		}
 		c.send(e.ToServer, []*os.File{section})

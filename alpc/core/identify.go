@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"sallyport/internal/kernel"
 	"sallyport/internal/pidfd"
@@ -104,24 +103,14 @@ func identify(p *os.File) (ProcessKey, uint32, error) {
 	if err != nil {
 		return ProcessKey{}, 0, err
 	}
-	pid, err := pidfd.PID(p)
+	uid, err := pidfd.EUID(p)
+	if err == nil && !pidfd.Alive(p) {
+		err = ntstatus.InvalidCID
+	}
 	if err != nil {
 		return ProcessKey{}, 0, err
 	}
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	if err != nil {
-		return ProcessKey{}, 0, err
-	}
-	if !pidfd.Alive(p) { // else the file may have been another process's
-		return ProcessKey{}, 0, ntstatus.InvalidCID
-	}
-	for line := range strings.Lines(string(status)) {
-		if f := strings.Fields(line); len(f) > 2 && f[0] == "Uid:" {
-			uid, err := strconv.ParseUint(f[2], 10, 32)
-			return key, uint32(uid), err
-		}
-	}
-	return ProcessKey{}, 0, ntstatus.InvalidCID
+	return key, uid, nil
 }
 
 // program is a process's own name: a hint for listings, which the process can set as it likes.

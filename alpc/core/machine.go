@@ -237,7 +237,7 @@ func (m *Machine) Step(now time.Time, event Event) []Effect {
 		m.processExited(e.Process)
 	case GrantFailed:
 		if c := m.connections[e.Connection]; c != nil {
-			m.closeConnection(c, e.Status, nil)
+			m.grantFailed(c, e.Status)
 		}
 	case Tick:
 	}

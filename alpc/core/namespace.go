@@ -172,6 +172,9 @@ func (m *Machine) insert(a *attachment, op, name, sddl string, k kind, right sec
 			sd.Group = sd.Owner
 		}
 	}
+	if t := a.token.value; !t.MayOwn(sd.Owner) && !t.Has(security.SeRestore) && !t.HasSID(security.LocalSystem()) {
+		return nil, fail(op, name, ntstatus.InvalidOwner, "%s may not be made the owner by %s, who is not it and does not hold SeRestorePrivilege", sd.Owner, t.User.SID)
+	}
 	if f := m.checkObject(a, op, dir, right); f != nil {
 		return nil, f
 	}

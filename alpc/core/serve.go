@@ -13,6 +13,7 @@ import (
 
 	"sallyport/internal/channel"
 	"sallyport/internal/control"
+	"sallyport/internal/kernel"
 	"sallyport/internal/pidfd"
 	"sallyport/internal/unixsock"
 	"sallyport/ntstatus"
@@ -78,6 +79,11 @@ func Start(o Options) (*Core, error) {
 		c.log = hclog.NewNullLogger()
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if o.Limits == (Limits{}) {
+		// An attachment costs the core three descriptors; a quarter of what it may have is one user's, with room to spare.
+		o.Limits = DefaultLimits()
+		o.Limits.Attachments = min(o.Limits.Attachments, kernel.OpenFiles()/12)
+	}
 	setup := Setup{
 		System: os.Geteuid() == 0, Owner: uint32(os.Geteuid()), Limits: o.Limits, SectionBytes: channel.SectionSize, Counters: c.slabs.read,
 	}
@@ -326,6 +332,11 @@ func (c *Core) serve(l *link, pidfile *os.File, attach func(FD) Event) {
 		if err == nil && n > 0 && (cred.PID != l.pid || len(fds) > maxRequestFDs) {
 			unixsock.CloseFDs(fds)
 			c.log.Warn("attachment cut: a message came from another process, or with too many descriptors", "attachment", l.id, "pid", l.pid, "sender", cred.PID, "descriptors", len(fds))
+			break
+		}
+		if err == nil && watch != nil && !pidfd.Alive(pidfile) {
+			// Its pid may be another's by now, and that one may have inherited the socket.
+			unixsock.CloseFDs(fds)
 			break
 		}
 		message := &corepb.ToCore{}

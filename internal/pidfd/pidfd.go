@@ -120,6 +120,28 @@ func Parent(p *os.File) (int, error) {
 	return stat.ppid, err
 }
 
+// EUID returns the process's effective user id at this moment, in the caller's user namespace.
+func EUID(p *os.File) (uint32, error) {
+	in, err := info(p)
+	if err != nil || in.euid >= 0 {
+		return uint32(in.euid), err
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", in.pid))
+	if err == nil && !Alive(p) {
+		err = unix.ESRCH // the pid may have been another's when it was read
+	}
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "Uid:" {
+			uid, err := strconv.ParseUint(f[2], 10, 32)
+			return uint32(uid), err
+		}
+	}
+	return 0, errors.New("no user id in status")
+}
+
 // KeyOf returns the process's unique identity. It holds while the process lives and after.
 func KeyOf(p *os.File) (Key, error) {
 	var key Key
@@ -152,7 +174,10 @@ func KeyOf(p *os.File) (Key, error) {
 	return Key{PID: pid, Start: stat.start}, err
 }
 
-type processInfo struct{ pid, ppid int } // ppid -1: not told
+type processInfo struct {
+	pid, ppid int   // ppid -1: not told
+	euid      int64 // -1: not told
+}
 
 func info(p *os.File) (in processInfo, err error) {
 	err = withFD(p, func(fd int) error {
@@ -181,7 +206,7 @@ func parseInfo(text string) (processInfo, error) {
 			if pid <= 0 {
 				return processInfo{}, unix.ESRCH
 			}
-			return processInfo{pid: pid, ppid: -1}, nil
+			return processInfo{pid: pid, ppid: -1, euid: -1}, nil
 		}
 	}
 	return processInfo{}, errors.New("not a pidfd")
