@@ -214,7 +214,7 @@ func normalizeActions(op string, c *scmpb.ServiceConfig) error {
 		return ntstatus.Errorf(op, c.Name, ntstatus.InvalidParameter, "more than %d failure actions, or a delay of more than a day", maxActions)
 	}
 	for _, action := range a.Actions {
-		if _, ok := scmpb.FailureAction_name[int32(action.GetType())]; !ok || action == nil || milliseconds(action.DelayMs) > maxTimeout {
+		if _, ok := scmpb.FailureAction_name[int32(action.GetType())]; !ok || milliseconds(action.DelayMs) > maxTimeout {
 			return ntstatus.Errorf(op, c.Name, ntstatus.InvalidParameter, "a failure action is neither none nor restart, or waits more than a day")
 		}
 	}

@@ -164,8 +164,8 @@ func (m *Manager) DisplayName(ctx context.Context, name string) (string, error) 
 
 // Lock is the database lock: while it is held no service starts (NT: LockServiceDatabase).
 type Lock struct {
-	stream  grpc.ClientStream
 	release context.CancelFunc
+	closed  atomic.Bool
 }
 
 // LockDatabase takes the lock; SERVICE_DATABASE_LOCKED while somebody has it.
