@@ -241,7 +241,11 @@ func (m *manager) makeNames(ctx context.Context, s *sessionInfo, dirs map[string
 	slices.Sort(names) // a directory sorts before what is in it
 	for _, name := range names {
 		full := inSession(name, s.id)
-		if err := m.o.System.CreateDirectory(ctx, full, dirs[name].Descriptor.text); err != nil {
+		err := m.o.System.CreateDirectory(ctx, full, dirs[name].Descriptor.text)
+		if s.id == 0 && ntstatus.Of(err) == ntstatus.ObjectNameCollision {
+			continue // a program that embeds the core made it, with a descriptor of its own
+		}
+		if err != nil {
 			return err
 		}
 		s.names = append(s.names, full)
@@ -291,14 +295,17 @@ func (m *manager) inSessionOrder(session uint32) (out []*instance) {
 // specs is what the machine must know of a session's servers.
 func (m *manager) specs(session uint32) (out []serverSpec) {
 	for _, in := range m.inSessionOrder(session) {
-		c := in.config
-		out = append(out, serverSpec{
-			name: in.name, onDemand: bool(c.Start), reportsReady: !bool(c.Ready), critical: c.Critical, restart: restartPolicy(c.Restart),
-			limit: int(c.Restarts), within: time.Duration(c.Within), backoff: time.Duration(c.Backoff), backoffMax: time.Duration(c.BackoffMax),
-			readyTimeout: time.Duration(c.ReadyTimeout), stopTimeout: time.Duration(c.StopTimeout),
-		})
+		out = append(out, specOf(in.name, in.config))
 	}
 	return out
+}
+
+func specOf(name string, c *ServerConfig) serverSpec {
+	return serverSpec{
+		name: name, onDemand: bool(c.Start), reportsReady: !bool(c.Ready), critical: c.Critical, restart: restartPolicy(c.Restart),
+		limit: int(c.Restarts), within: time.Duration(c.Within), backoff: time.Duration(c.Backoff), backoffMax: time.Duration(c.BackoffMax),
+		readyTimeout: time.Duration(c.ReadyTimeout), stopTimeout: time.Duration(c.StopTimeout),
+	}
 }
 
 // watchCore reports what comes from the core, and the end of ctx, which asks for an orderly stop.
