@@ -55,11 +55,14 @@ func Server() subsys.Server { return subsys.Server{Name: "csrss", Run: run} }
 func run(ctx context.Context, env *subsys.Env) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	keeper, err := sm.Dial(ctx, env.System)
-	if err != nil {
-		return err
+	keeper := env.Manager
+	if keeper == nil { // a part of another program
+		var err error
+		if keeper, err = sm.Dial(ctx, env.System); err != nil {
+			return err
+		}
+		defer keeper.Close()
 	}
-	defer keeper.Close()
 	s := &service{
 		sys: env.System, keeper: keeper, session: env.Session, log: env.Logger,
 		consoles: newConsoles(env.Session, keeper, env.Logger), processes: newProcesses(ctx, env.Session, keeper, env.Logger),

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -73,6 +74,9 @@ func (t *processes) add(ctx context.Context, file *os.File, r record, deposit bo
 	var pid int
 	if err == nil {
 		pid, err = pidfd.PID(file)
+	}
+	if err == nil && !pidfd.Alive(file) {
+		err = syscall.ESRCH
 	}
 	if err != nil {
 		file.Close()

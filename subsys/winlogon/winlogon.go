@@ -61,12 +61,14 @@ type logon struct {
 }
 
 func run(ctx context.Context, env *subsys.Env) error {
-	keeper, err := sm.Dial(ctx, env.System)
-	if err != nil {
-		return err
+	l := &logon{env: env, keeper: env.Manager, repeat: slices.Contains(env.Args, Repeat)}
+	var err error
+	if l.keeper == nil { // a part of another program
+		if l.keeper, err = sm.Dial(ctx, env.System); err != nil {
+			return err
+		}
+		defer l.keeper.Close()
 	}
-	defer keeper.Close()
-	l := &logon{env: env, keeper: keeper, repeat: slices.Contains(env.Args, Repeat)}
 	if l.creator, err = l.sessionCreator(ctx); err != nil {
 		return err
 	}
