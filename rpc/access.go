@@ -52,16 +52,6 @@ type Interface struct {
 	Name string
 }
 
-// Denial is a refusal as it is reported: enough for the log to show who was refused what and which entry decided.
-type Denial struct {
-	Caller   *alpc.Client
-	Method   string // in full: "/sallyport.scm.ServiceControl/StartService"
-	Object   string
-	Right    string
-	Desired  security.AccessMask
-	Decision security.Decision // with its trace; of an unknown object: AccessDenied and nothing else
-}
-
 // service is a registered service after the first Serve: never written again.
 type service struct {
 	name     string
@@ -249,21 +239,22 @@ func (c *serverConn) check(ctx context.Context, m *method, object string, sd *se
 	question := security.CheckRequest{
 		Descriptor: sd, Token: c.client.Token, Desired: m.right.Mask, Mapping: m.service.mapping, Rights: m.service.names,
 	}
-	var decision security.Decision
-	if sd == nil {
-		decision.Status = ntstatus.AccessDenied
-	} else if decision = security.AccessCheck(question); decision.Allowed() {
-		return nil
+	report := alpc.Denial{
+		Attachment: c.client.Attachment, Op: m.full, Object: object, Right: m.right.Name, Desired: m.right.Mask, Status: ntstatus.AccessDenied,
 	}
-	if sd != nil {
+	if sd == nil {
+		report.Trace = []string{"there is no such object"}
+	} else {
+		if security.AccessCheck(question).Allowed() {
+			return nil
+		}
 		question.Trace = true
-		decision = security.AccessCheck(question)
+		decision := security.AccessCheck(question)
+		report.Status, report.Trace, report.SecurityDescriptor = decision.Status, decision.Explain(), sd.String()
 	}
 	denial := &ntstatus.Denial{Object: object, Right: m.right.Name}
 	if c.server.options.ReportDenial != nil {
-		id, err := c.server.options.ReportDenial(ctx, Denial{
-			Caller: c.client, Method: m.full, Object: object, Right: m.right.Name, Desired: m.right.Mask, Decision: decision,
-		})
+		id, err := c.server.options.ReportDenial(ctx, report)
 		if err != nil {
 			c.server.log.Warn("a denial could not be reported", "method", m.full, "object", object, "error", err)
 		}

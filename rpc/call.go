@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"sallyport/alpc"
 	"sallyport/ntstatus"
@@ -26,13 +25,13 @@ type serverCall struct {
 	body    []byte // of a unary call
 	failed  error  // why decode refused: it counts, whatever a handler makes of it
 	stream  *stream
+	left    bool // the client gave the stream up; under the connection's lock
 
 	lock       sync.Mutex // of what follows; a leaf
 	handles    *HandleSet
 	header     metadata.MD
 	trailer    metadata.MD
 	headerSent bool
-	sent       uint64 // sequenced datagrams
 }
 
 // Value finds the call itself; the rest is the connection's.
@@ -147,8 +146,11 @@ func (c *serverCall) finish(out any, err error) {
 
 // reply writes the outcome, with the message where it fits; else that is kept for the client to fetch.
 func (c *serverCall) reply(buf *buffer, out any, err error) (kept bool) {
+	var f replyFrame
+	if c.stream != nil {
+		f.count = c.stream.seal()
+	}
 	c.lock.Lock()
-	f := replyFrame{count: c.sent}
 	var merr error
 	if !c.headerSent && len(c.header) > 0 {
 		f.header, merr = appendMetadata(nil, c.header)
@@ -226,9 +228,6 @@ func (c *serverCall) flushHeader() error {
 	}
 	c.headerSent = true
 	block, err := appendMetadata(nil, c.header)
-	if err == nil {
-		c.sent++
-	}
 	c.lock.Unlock()
 	if err != nil {
 		return err
@@ -278,11 +277,7 @@ func (s *serverStream) SendMsg(m any) error {
 	if err := s.call.flushHeader(); err != nil {
 		return s.fail(err)
 	}
-	n, err := s.call.stream.send(s.call, m, s.call.sending())
-	s.call.lock.Lock()
-	s.call.sent += n
-	s.call.lock.Unlock()
-	return s.fail(err)
+	return s.fail(s.call.stream.send(s.call, m, s.call.sending()))
 }
 
 // RecvMsg waits for the next message; io.EOF says that the client has sent its last.

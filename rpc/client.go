@@ -210,12 +210,14 @@ type clientPort struct {
 
 	mu      sync.Mutex
 	streams map[uint32]*clientStream
+	left    map[uint32]struct{} // streams given up, of which more may come
+	leaving []uint32            // of those, which the server was not told of
 	reading bool
 	stop    context.CancelFunc // ends the receive in progress
 }
 
 func newClientPort(p *alpc.Port) *clientPort {
-	return &clientPort{port: p, streams: map[uint32]*clientStream{}}
+	return &clientPort{port: p, streams: map[uint32]*clientStream{}, left: map[uint32]struct{}{}}
 }
 
 func (p *clientPort) alive() bool {

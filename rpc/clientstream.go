@@ -34,12 +34,13 @@ type clientStream struct {
 	done       chan struct{}
 
 	mu      sync.Mutex
-	got     uint64      // sequenced datagrams
+	got     uint64      // datagrams
 	reply   *replyFrame // has come; perhaps not yet all that was sent before it
 	header  metadata.MD
 	seen    bool
 	trailer metadata.MD
 	over    bool
+	local   bool  // it ended here, and perhaps not yet there
 	err     error // of the finished stream; nil is OK
 	told    bool  // options are filled in
 }
@@ -71,7 +72,6 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	}
 	s.max.send, s.max.receive = o.send, o.receive
 	s.own, s.cancel = context.WithCancel(ctx)
-	p.add(s)
 	if desc.ClientStreams {
 		s.open(nil, 0)
 	}
@@ -82,11 +82,16 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 func (s *clientStream) open(buf *buffer, flags uint8) {
 	s.opened = true
 	if buf == nil {
+		s.conn.add(s)
 		buf = getBuffer()
 		buf.b = appendRequest(buf.b, kindOpen, flags, s.call, s.window, s.method, s.block)
 	}
 	files, given := s.options.handles.outgoing()
 	go func() {
+		defer func() {
+			<-s.done
+			s.conn.remove(s, s.local)
+		}()
 		m, err := s.port.Call(s.own, &alpc.Message{Type: alpc.TypeRequest, Data: buf.b, Handles: files})
 		buf.free()
 		closeFiles(given)
@@ -113,7 +118,9 @@ func (s *clientStream) open(buf *buffer, flags uint8) {
 func (s *clientStream) arrived(f datagramFrame, handles []alpc.Handle) bool {
 	switch f.kind {
 	case kindCredit:
-		return s.out.add(f.size)
+		if !s.out.add(f.size) {
+			return false
+		}
 	case kindHeader:
 		md, err := parseMetadata(f.body)
 		if err != nil || !s.setHeader(md) {
@@ -182,7 +189,7 @@ func (s *clientStream) finish(trailer metadata.MD, err error, local bool) {
 		s.mu.Unlock()
 		return
 	}
-	s.over, s.trailer, s.err = true, trailer, err
+	s.over, s.local, s.trailer, s.err = true, local, trailer, err
 	s.mu.Unlock()
 	if local {
 		s.in.close(err)
@@ -191,7 +198,6 @@ func (s *clientStream) finish(trailer metadata.MD, err error, local bool) {
 	}
 	close(s.done)
 	s.cancel()
-	s.conn.remove(s)
 }
 
 // Header waits for the header metadata, or the end of the stream.
@@ -249,6 +255,7 @@ func (s *clientStream) SendMsg(m any) error {
 		sent, err := s.sendFirst(m)
 		if err != nil {
 			s.finish(nil, err, true)
+			s.conn.remove(s, false)
 			return err
 		}
 		if sent {
@@ -256,7 +263,7 @@ func (s *clientStream) SendMsg(m any) error {
 		}
 		s.begin()
 	}
-	_, err := s.send(s.own, m, s.options.handles)
+	err := s.send(s.own, m, s.options.handles)
 	switch {
 	case err == nil:
 		return nil
@@ -272,6 +279,7 @@ func (s *clientStream) SendMsg(m any) error {
 
 // sendFirst sends the only message with the REQUEST, if it fits.
 func (s *clientStream) sendFirst(m any) (sent bool, err error) {
+	s.conn.add(s)
 	buf := getBuffer()
 	buf.b = appendRequest(buf.b, kindOpen, flagMsg|flagEnd, s.call, s.window, s.method, s.block)
 	at := len(buf.b)
@@ -343,7 +351,13 @@ func (s *clientStream) outcome(err error) error {
 func (p *clientPort) add(s *clientStream) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for s.call = p.next.Add(1); p.streams[s.call] != nil; s.call = p.next.Add(1) {
+	if s.call != 0 {
+		return
+	}
+	for taken := true; taken; {
+		s.call = p.next.Add(1)
+		_, taken = p.left[s.call]
+		taken = taken || p.streams[s.call] != nil || s.call == 0
 	}
 	p.streams[s.call] = s
 	if !p.reading {
@@ -354,11 +368,45 @@ func (p *clientPort) add(s *clientStream) {
 	}
 }
 
-func (p *clientPort) remove(s *clientStream) {
+// remove ends a stream's part in datagrams. Of one that was given up more may come until the server says that it is gone: so
+// long somebody has to receive, or what nobody wants would fill the port.
+func (p *clientPort) remove(s *clientStream, left bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if delete(p.streams, s.call); len(p.streams) == 0 && p.reading {
+	if delete(p.streams, s.call); left {
+		p.left[s.call] = struct{}{}
+		if p.leaving = append(p.leaving, s.call); len(p.leaving) == 1 {
+			go p.leave()
+		}
+	}
+	p.rest()
+}
+
+// rest ends the reading when nobody needs it. The caller holds mu.
+func (p *clientPort) rest() {
+	if len(p.streams) == 0 && len(p.left) == 0 && p.reading {
 		p.stop()
+	}
+}
+
+// leave tells the server which streams were given up, one after the other: a server that doesn't read holds one goroutine.
+func (p *clientPort) leave() {
+	for {
+		p.mu.Lock()
+		if len(p.leaving) == 0 {
+			p.leaving = nil
+			p.mu.Unlock()
+			return
+		}
+		call := p.leaving[0]
+		p.mu.Unlock()
+		b := appendDatagram(nil, kindLeave, 0, call, 0)
+		if p.port.Send(context.Background(), &alpc.Message{Type: alpc.TypeDatagram, Data: b}) != nil {
+			return // the connection has ended
+		}
+		p.mu.Lock()
+		p.leaving = p.leaving[1:]
+		p.mu.Unlock()
 	}
 }
 
@@ -368,7 +416,7 @@ func (p *clientPort) read(ctx context.Context) {
 		m, err := p.port.Receive(ctx)
 		if err != nil {
 			p.mu.Lock()
-			if len(p.streams) == 0 || !p.alive() || ctx.Err() == nil {
+			if len(p.streams)+len(p.left) == 0 || !p.alive() || ctx.Err() == nil {
 				p.reading = false
 				p.stop()
 				p.mu.Unlock()
@@ -393,6 +441,10 @@ func (p *clientPort) read(ctx context.Context) {
 		}
 		p.mu.Lock()
 		s := p.streams[f.call]
+		if f.kind == kindGone {
+			delete(p.left, f.call)
+			p.rest()
+		}
 		p.mu.Unlock()
 		if f.kind != kindData || s == nil {
 			m.CloseHandles()

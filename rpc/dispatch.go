@@ -103,10 +103,10 @@ func (c *serverConn) close(err error) {
 // read takes what comes until the connection ends or another goroutine has taken over.
 func (c *serverConn) read() {
 	defer c.workers.Done()
-	defer func() { c.close(nil) }()
 	for {
 		m, err := c.port.Receive(c.ctx)
 		if err != nil {
+			c.close(nil)
 			return
 		}
 		mine := true
@@ -164,17 +164,30 @@ func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
 		return true, c.open(call, f)
 	}
 
+	return c.runHere(call, len(parts)), nil
+}
+
+// runHere runs a unary handler on this goroutine and reports whether it still has to read. reserved is what the request made us
+// keep.
+func (c *serverConn) runHere(call *serverCall, reserved int) (mine bool) {
 	c.current.Store(call)
 	turn := c.turn.Add(1)
 	c.watch()
+	returned := false
+	defer func() {
+		c.server.release(c, reserved)
+		c.current.Store(nil)
+		if mine = c.turn.CompareAndSwap(turn, turn+1); !mine {
+			c.forget(call)
+		}
+		if mine && !returned { // the handler ended its goroutine, which is this one
+			c.workers.Add(1)
+			go c.read()
+		}
+	}()
 	call.runUnary()
-	c.server.release(c, len(parts))
-	c.current.Store(nil)
-	if c.turn.CompareAndSwap(turn, turn+1) {
-		return true, nil
-	}
-	c.forget(call)
-	return false, nil
+	returned = true
+	return mine
 }
 
 // prepare finds the method, reads the metadata, and does what can be checked before the message is decoded.
@@ -225,8 +238,8 @@ func (s *Server) unknown(full string) error {
 	return ntstatus.Errorf("rpc.serve", full, ntstatus.RPCProcnumOutOfRange, "unknown method %s for service %s", method, name)
 }
 
-// forget ends a call's part in cancellation and datagrams.
-func (c *serverConn) forget(call *serverCall) {
+// forget ends a call's part in cancellation and datagrams; true says that its client waits to hear that.
+func (c *serverConn) forget(call *serverCall) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.calls[call.request.ID] == call {
@@ -235,6 +248,13 @@ func (c *serverConn) forget(call *serverCall) {
 	if c.streams[call.number] == call {
 		delete(c.streams, call.number)
 	}
+	return call.left
+}
+
+// gone tells a client that gave a stream up that nothing more of it comes.
+func (c *serverConn) gone(call uint32) {
+	b := appendDatagram(nil, kindGone, 0, call, 0)
+	_ = c.port.Send(c.ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: b}) // it fails only when the connection has ended
 }
 
 // watch sees to it that a slow handler doesn't keep the connection. The timer runs only while there are calls.
@@ -298,7 +318,9 @@ func (c *serverConn) open(call *serverCall, f requestFrame) error {
 	c.mu.Unlock()
 	c.workers.Go(func() {
 		call.runStream()
-		c.forget(call)
+		if c.forget(call) {
+			c.gone(call.number)
+		}
 	})
 	return nil
 }
@@ -323,9 +345,15 @@ func (c *serverConn) datagram(m *alpc.Message) error {
 	}
 	c.mu.Lock()
 	call := c.streams[f.call]
+	if call != nil && f.kind == kindLeave {
+		call.left = true
+	}
 	c.mu.Unlock()
 	if call == nil {
 		m.CloseHandles()
+		if f.kind == kindLeave {
+			c.gone(f.call)
+		}
 		return nil
 	}
 	switch f.kind {
@@ -342,6 +370,8 @@ func (c *serverConn) datagram(m *alpc.Message) error {
 		if !call.stream.out.add(f.size) {
 			return invalidFrame("more credit than a window can be")
 		}
+	case kindLeave:
+		call.abort(context.Canceled)
 	default:
 		return invalidFrame("a datagram that only servers send")
 	}

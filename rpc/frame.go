@@ -32,12 +32,15 @@ const (
 	kindCall   kind = 1 // REQUEST: a unary call; size is what went before as parts
 	kindOpen   kind = 2 // REQUEST: a stream; size is the window for the server's messages; the body is the first message, with flagMsg
 	kindFetch  kind = 3 // REQUEST: the next piece of a reply that did not fit; answered by a reply whose body it is
-	kindReply  kind = 4 // REPLY: the outcome; count is how many sequenced datagrams the server sent, or the size of what is to be fetched
-	kindPart   kind = 5 // DATAGRAM to the server: a piece of a unary request that does not fit, before its REQUEST
-	kindDrop   kind = 6 // DATAGRAM to the server: the client gave up: forget the parts, or what waits to be fetched
-	kindData   kind = 7 // DATAGRAM: a piece of a message of a stream; sequenced
-	kindCredit kind = 8 // DATAGRAM: size more units may be sent
-	kindHeader kind = 9 // DATAGRAM to the client: header metadata; sequenced
+	kindReply  kind = 4 // REPLY: the outcome; count is how many datagrams the server sent before, or the size of what is to be fetched
+
+	kindPart   kind = 5  // DATAGRAM to the server: a piece of a unary request that does not fit, before its REQUEST
+	kindDrop   kind = 6  // DATAGRAM to the server: the client gave up a unary call: forget its parts, or what waits to be fetched
+	kindData   kind = 7  // DATAGRAM: a piece of a message of a stream
+	kindCredit kind = 8  // DATAGRAM: size more units may be sent
+	kindHeader kind = 9  // DATAGRAM to the client: header metadata of a stream
+	kindLeave  kind = 10 // DATAGRAM to the server: the client gave up a stream, and waits for kindGone
+	kindGone   kind = 11 // DATAGRAM to the client: nothing more of the stream that it left comes
 )
 
 const (
@@ -176,7 +179,7 @@ func parseDatagram(b []byte) (f datagramFrame, err error) {
 	switch f.kind {
 	case kindPart:
 		sized, filled = true, true
-	case kindDrop:
+	case kindDrop, kindLeave, kindGone:
 	case kindData:
 		flags, filled = flagMore|flagEnd|flagMsg, true
 	case kindCredit:

@@ -37,7 +37,7 @@ type ServerOptions struct {
 	Window     int // bytes of a stream's messages that wait for a slow handler; 256 KiB
 
 	// ReportDenial records a refusal and returns its number for the caller; nil: System.ReportDenial, or none without a System.
-	ReportDenial func(context.Context, Denial) (uint64, error)
+	ReportDenial func(context.Context, alpc.Denial) (uint64, error)
 }
 
 // Server serves gRPC services to the clients of ports. Register and Secure first, then Serve: from then on the services are
@@ -91,7 +91,7 @@ func NewServer(o ServerOptions) *Server {
 		s.log = hclog.NewNullLogger()
 	}
 	if o.ReportDenial == nil && o.System != nil {
-		s.options.ReportDenial = reportTo(o.System)
+		s.options.ReportDenial = o.System.ReportDenial
 	}
 	return s
 }

@@ -166,19 +166,23 @@ type stream struct {
 	in   inbox
 	out  outbox
 	max  struct{ send, receive int }
+
+	posting sync.Mutex // held while a datagram is sent
+	sent    uint64     // datagrams
+	over    bool       // no more may be sent
 }
 
-// send sends one message under the peer's credit, in pieces if need be, and returns how many datagrams it took.
-func (s *stream) send(ctx context.Context, m any, handles *HandleSet) (sent uint64, err error) {
+// send sends one message under the peer's credit, in pieces if need be.
+func (s *stream) send(ctx context.Context, m any, handles *HandleSet) error {
 	buf := getBuffer()
 	defer buf.free()
 	buf.b = appendDatagram(buf.b, kindData, 0, s.call, 0)
 	if err := buf.marshal(m); err != nil {
-		return 0, err
+		return err
 	}
 	size := len(buf.b) - datagramHeaderLen
 	if size > s.max.send {
-		return 0, tooLong(size, s.max.send)
+		return tooLong(size, s.max.send)
 	}
 	files, given := handles.outgoing()
 	defer closeFiles(given)
@@ -186,7 +190,7 @@ func (s *stream) send(ctx context.Context, m any, handles *HandleSet) (sent uint
 	for at := 0; ; {
 		n := min(size-at, piece)
 		if err := s.out.take(ctx, n); err != nil {
-			return sent, err
+			return err
 		}
 		flags := uint8(flagMsg)
 		if at+n < size {
@@ -195,12 +199,11 @@ func (s *stream) send(ctx context.Context, m any, handles *HandleSet) (sent uint
 		// The header overwrites the end of the piece before, which has left.
 		frame := buf.b[at : at+datagramHeaderLen+n]
 		appendDatagram(frame[:0], kindData, flags, s.call, 0)
-		if err := s.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: frame, Handles: files}); err != nil {
-			return sent, err
+		if err := s.post(ctx, frame, files); err != nil {
+			return err
 		}
-		sent, at, files = sent+1, at+n, nil
-		if at == size {
-			return sent, nil
+		if at, files = at+n, nil; at == size {
+			return nil
 		}
 	}
 }
@@ -239,5 +242,27 @@ func (s *stream) datagram(ctx context.Context, k kind, flags uint8, size uint32,
 	buf := getBuffer()
 	defer buf.free()
 	buf.b = append(appendDatagram(buf.b, k, flags, s.call, size), body...)
-	return s.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: buf.b})
+	return s.post(ctx, buf.b, nil)
+}
+
+// post sends a datagram, unless the stream is over, and counts it.
+func (s *stream) post(ctx context.Context, frame []byte, files []alpc.Handle) error {
+	s.posting.Lock()
+	defer s.posting.Unlock()
+	if s.over {
+		return context.Canceled
+	}
+	err := s.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: frame, Handles: files})
+	if err == nil {
+		s.sent++
+	}
+	return err
+}
+
+// seal lets no more datagrams out and returns how many there were.
+func (s *stream) seal() uint64 {
+	s.posting.Lock()
+	defer s.posting.Unlock()
+	s.over = true
+	return s.sent
 }
