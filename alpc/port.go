@@ -31,6 +31,10 @@ func (g Gear) String() string {
 	return "socket"
 }
 
+// queueLen is how many messages wait for Receive at most; then the peer has to. With MaxMessageLength it bounds what a
+// peer can pin here.
+const queueLen = 32
+
 // DefaultMaxPending is how many un-replied requests a port takes where nothing else is said.
 const DefaultMaxPending = 256
 
@@ -119,7 +123,7 @@ func newPort(o portOptions) (*Port, error) {
 	}
 	p := &Port{
 		o: o, ch: ch, log: o.logger, name: o.client.name(),
-		queue:    make(chan *Message, min(o.maxPending, DefaultMaxPending)),
+		queue:    make(chan *Message, queueLen),
 		lead:     make(chan struct{}, 1),
 		back:     make(chan struct{}, 1),
 		outbound: make(map[uint32]*call),

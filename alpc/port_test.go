@@ -2,6 +2,7 @@ package alpc_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -18,10 +19,17 @@ import (
 	"sallyport/internal/unixsock"
 )
 
-// childEnv makes the test binary the far side of a connection: descriptor 3 is its socket, 4 its section.
-const childEnv = "ALPC_TEST_CHILD"
+// These make the test binary the far side of a connection: descriptor 3 is its socket, 4 its section.
+const (
+	childEnv  = "ALPC_TEST_CHILD"
+	attackEnv = "ALPC_TEST_ATTACK" // the same, as a hostile client
+)
 
 func TestMain(m *testing.M) {
+	if name := os.Getenv(attackEnv); name != "" {
+		fmt.Fprintln(os.Stderr, alpctest.Attack(name, 3, os.NewFile(4, "section")))
+		os.Exit(1)
+	}
 	if os.Getenv(childEnv) != "" {
 		p, err := alpc.NewTestPort(3, 1, os.Getppid(), alpctest.PeerMaxPending, alpctest.PeerHandles, os.NewFile(4, "section"))
 		if err == nil {
@@ -45,7 +53,10 @@ func connectGoroutine(t testing.TB) *alpc.Port {
 	return a
 }
 
-func connectProcess(t testing.TB) *alpc.Port {
+func connectProcess(t testing.TB) *alpc.Port { return connectChild(t, childEnv+"=1", 0) }
+
+// connectChild starts the test binary as the far side and returns the near one.
+func connectChild(t testing.TB, env string, side int) *alpc.Port {
 	fds, err := unixsock.PairFDs()
 	require.NoError(t, err)
 	section, err := channel.CreateSection(1)
@@ -54,16 +65,19 @@ func connectProcess(t testing.TB) *alpc.Port {
 	require.NoError(t, err)
 	socket := os.NewFile(uintptr(fds[1]), "socket")
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Env = append(os.Environ(), env, "GORACE=atexit_sleep_ms=0")
 	cmd.ExtraFiles = []*os.File{socket, theirs}
 	cmd.Stderr = os.Stderr
 	require.NoError(t, cmd.Start())
 	socket.Close()
 	theirs.Close()
-	p, err := alpc.NewTestPort(fds[0], 0, cmd.Process.Pid, alpctest.PeerMaxPending, alpctest.PeerHandles, section)
+	p, err := alpc.NewTestPort(fds[0], side, cmd.Process.Pid, alpctest.PeerMaxPending, alpctest.PeerHandles, section)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		p.Close()
+		if env != childEnv+"=1" {
+			cmd.Process.Kill()
+		}
 		cmd.Wait()
 		section.Close()
 	})
@@ -88,6 +102,14 @@ func TestConformance(t *testing.T) {
 		alpctest.Conformance(t, func(t *testing.T) *alpc.Port { return connectProcess(t) })
 	})
 	t.Run("processes, shared gear", func(t *testing.T) { alpctest.Conformance(t, inShared(connectProcess)) })
+	requireBack(t, baseline)
+}
+
+func TestHostilePeerRuinsItsOwnConnectionOnly(t *testing.T) {
+	baseline := usage(t)
+	t.Run("attacks", func(t *testing.T) {
+		alpctest.Hostile(t, func(t *testing.T, name string) *alpc.Port { return connectChild(t, attackEnv+"="+name, 1) })
+	})
 	requireBack(t, baseline)
 }
 

@@ -94,6 +94,9 @@ type Channel struct {
 	}
 	inGear atomic.Uint32 // written by the receiver
 
+	answer    atomic.Uint32 // the gear that the peer's last shift asks us to send in
+	answering atomic.Bool
+
 	mapped  sync.Mutex // keeps section from vanishing under wakeSelf
 	section *section   // set once, before ready is closed
 	ready   chan struct{}
@@ -456,13 +459,26 @@ func (c *Channel) follow(f *Frame) error {
 	}
 	c.inGear.Store(uint32(g))
 	if f.Flags&flagAnswer == 0 {
-		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), sectionWait)
-			defer cancel()
-			c.shift(ctx, g, flagAnswer) // where it fails the directions differ in gear, which is allowed
-		}()
+		c.answer.Store(uint32(g))
+		if c.answering.CompareAndSwap(false, true) {
+			go c.answerShift()
+		}
 	}
 	return ErrShifted
+}
+
+// answerShift follows the peer's last shift with our own direction. There is one at a time, however often the peer shifts.
+func (c *Channel) answerShift() {
+	for {
+		g := c.answer.Load()
+		ctx, cancel := context.WithTimeout(context.Background(), sectionWait)
+		c.shift(ctx, Gear(g), flagAnswer) // where it fails the directions differ in gear, which is allowed
+		cancel()
+		c.answering.Store(false)
+		if c.answer.Load() == g || !c.answering.CompareAndSwap(false, true) {
+			return
+		}
+	}
 }
 
 // WatchHangup waits until the peer hung up or StopWatch. It must not run while Recv reads the socket. After a hang-up,

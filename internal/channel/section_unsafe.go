@@ -58,12 +58,21 @@ type ring struct {
 }
 
 // mapSection verifies f and maps it. It doesn't take f.
-func mapSection(f *os.File) (s *section, err error) {
+func mapSection(f *os.File) (*section, error) {
 	mem, err := memfd.Map(f, SectionSize, true)
 	if err != nil {
 		return nil, ntstatus.Errorf("channel.Attach", "", ntstatus.InvalidParameter, "section: %w", err)
 	}
-	s = &section{mem: mem}
+	s := layOut(mem)
+	if err := s.check(); err != nil {
+		s.unmap()
+		return nil, err
+	}
+	return s, nil
+}
+
+func layOut(mem []byte) *section {
+	s := &section{mem: mem}
 	for i := range s.rings {
 		state := 256 + i*512
 		s.rings[i] = ring{
@@ -74,11 +83,7 @@ func mapSection(f *os.File) (s *section, err error) {
 			writerSleeps: word(mem, state+192),
 		}
 	}
-	if err := s.check(); err != nil {
-		memfd.Unmap(mem)
-		return nil, err
-	}
-	return s, nil
+	return s
 }
 
 func (s *section) check() (err error) {

@@ -140,3 +140,15 @@ func TestMessageAllocatesNothing(t *testing.T) {
 		}
 	}))
 }
+
+func FuzzControl(f *testing.F) {
+	f.Add([]byte{24, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0})
+	f.Add([]byte{28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0})
+	f.Add([]byte{255, 255, 255, 255, 255, 255, 255, 127, 1, 0, 0, 0, 1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, block []byte) {
+		aligned := make([]byte, len(block))
+		copy(aligned, block)
+		fds, _ := unixsock.ParseControl(aligned)
+		require.LessOrEqual(t, 4*len(fds), len(block))
+	})
+}
