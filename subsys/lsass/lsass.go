@@ -19,8 +19,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/hashicorp/go-hclog"
-
 	"sallyport/alpc"
 	"sallyport/ntstatus"
 	"sallyport/proto/lsapb"
@@ -51,6 +49,9 @@ const interfaceSDDL = "O:SYG:SYD:(A;;0xf2c11;;;SY)(A;;0xf2c11;;;BA)(A;;0x22801;;
 func Server() subsys.Server { return subsys.Server{Name: "lsass", Run: run} }
 
 func run(ctx context.Context, env *subsys.Env) error {
+	if env.StateDir == "" {
+		return ntstatus.Errorf("lsass.run", env.Name, ntstatus.InvalidParameter, "accounts need a state directory")
+	}
 	ids, err := unixIDs()
 	if err != nil {
 		return err
@@ -62,11 +63,7 @@ func run(ctx context.Context, env *subsys.Env) error {
 		return err
 	}
 	defer accounts.Close()
-	log := env.Logger
-	if log == nil {
-		log = hclog.NewNullLogger()
-	}
-	s := &service{system: env.System, accounts: accounts, audit: audit{log: log}, sessions: sessions{system: env.System}}
+	s := &service{system: env.System, accounts: accounts, audit: audit{log: env.Logger}, sessions: sessions{system: env.System}}
 	server := rpc.NewServer(rpc.ServerOptions{System: env.System, Logger: env.Logger})
 	lsapb.RegisterLocalSecurityAuthorityServer(server, s)
 	server.Secure(lsapb.LocalSecurityAuthority_ServiceDesc.ServiceName, rpc.Interface{SDDL: interfaceSDDL, Resolve: s.resolve, Name: lsa.PortName})
@@ -81,7 +78,7 @@ func run(ctx context.Context, env *subsys.Env) error {
 	if err != nil {
 		return err
 	}
-	log.Info("took over", "logon sessions", len(found))
+	env.Logger.Info("took over", "logon sessions", len(found))
 	if err := env.Ready(); err != nil {
 		return err
 	}
