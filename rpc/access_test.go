@@ -146,7 +146,7 @@ func TestMethodWithoutARightIsRefusedAtRegistration(t *testing.T) {
 			testpb.RegisterUnguardedServer(s, unguarded{})
 		}, "registered twice"},
 		"not registered": {func(s *rpc.Server) { s.Secure("no.Such", guard) }, "no.Such: secured, and not registered"},
-		"wrong type": {func(s *rpc.Server) { s.RegisterService(&testpb.Unguarded_ServiceDesc, 7) }, "int does not implement"},
+		"wrong type":     {func(s *rpc.Server) { s.RegisterService(&testpb.Unguarded_ServiceDesc, 7) }, "int does not implement"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := rpc.NewServer(rpc.ServerOptions{})

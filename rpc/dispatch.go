@@ -176,7 +176,7 @@ func (c *serverConn) runHere(call *serverCall, reserved int) (mine bool) {
 	returned := false
 	defer func() {
 		c.server.release(c, reserved)
-		c.current.Store(nil)
+		c.current.CompareAndSwap(call, nil) // after a take-over it may be another's
 		if mine = c.turn.CompareAndSwap(turn, turn+1); !mine {
 			c.forget(call)
 		}

@@ -29,10 +29,10 @@ const (
 type kind uint8
 
 const (
-	kindCall   kind = 1 // REQUEST: a unary call; size is what went before as parts
-	kindOpen   kind = 2 // REQUEST: a stream; size is the window for the server's messages; the body is the first message, with flagMsg
-	kindFetch  kind = 3 // REQUEST: the next piece of a reply that did not fit; answered by a reply whose body it is
-	kindReply  kind = 4 // REPLY: the outcome; count is how many datagrams the server sent before, or the size of what is to be fetched
+	kindCall  kind = 1 // REQUEST: a unary call; size is what went before as parts
+	kindOpen  kind = 2 // REQUEST: a stream; size is the window for the server's messages; the body is the first message, with flagMsg
+	kindFetch kind = 3 // REQUEST: the next piece of a reply that did not fit; answered by a reply whose body it is
+	kindReply kind = 4 // REPLY: the outcome; count is how many datagrams the server sent before, or the size of what is to be fetched
 
 	kindPart   kind = 5  // DATAGRAM to the server: a piece of a unary request that does not fit, before its REQUEST
 	kindDrop   kind = 6  // DATAGRAM to the server: the client gave up a unary call: forget its parts, or what waits to be fetched
