@@ -15,8 +15,8 @@ import (
 	"sallyport/subsys"
 )
 
-// Server is the service controller as smss runs it.
-var Server = subsys.Server{Name: "scm", Run: run}
+// Server is scm in a program's table of servers.
+func Server() subsys.Server { return subsys.Server{Name: "scm", Run: run} }
 
 // The port's and the interfaces' descriptors. What a caller may do is decided by method and service, not by the connect.
 const (
