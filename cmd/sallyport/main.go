@@ -14,5 +14,5 @@ import (
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args, []subsys.Server{lsass.Server(), scm.Server, csrss.Server(), winlogon.Server()}))
+	os.Exit(cli.Main(os.Args, []subsys.Server{lsass.Server(), scm.Server(), csrss.Server(), winlogon.Server()}))
 }

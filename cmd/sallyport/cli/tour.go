@@ -364,7 +364,12 @@ func quantile(times []time.Duration, q int) time.Duration {
 
 func (t *tour) logOn(ctx context.Context) (err error) {
 	t.password = "Tour-" + rand.Text()
-	if t.user, err = t.authority.CreateUser(ctx, &lsapb.CreateUserRequest{Name: tourUser, Password: []byte(t.password), FullName: "Alice of the tour"}); err != nil {
+	home := filepath.Join(filepath.Dir(t.exe), "home")
+	if err := os.Mkdir(home, 0o755); err != nil {
+		return err
+	}
+	request := &lsapb.CreateUserRequest{Name: tourUser, Password: []byte(t.password), FullName: "Alice of the tour", Home: home}
+	if t.user, err = t.authority.CreateUser(ctx, request); err != nil {
 		return err
 	}
 	t.note("account %s is %s; its password is kept as an argon2id hash", tourUser, t.user.Sid)

@@ -212,7 +212,7 @@ func (p *coreProcess) lastWords() string {
 
 // ready waits until session 0 is active, which is when all of its servers serve.
 func (a *app) ready(ctx context.Context, sys *alpc.System) error {
-	c, err := sm.Dial(ctx, sys)
+	c, err := awaitManager(ctx, sys)
 	if err != nil {
 		return err
 	}
@@ -243,6 +243,25 @@ func (a *app) ready(ctx context.Context, sys *alpc.System) error {
 		return hinted(err, "not ready: %v", waiting)
 	}
 	return err
+}
+
+// awaitManager connects to a session manager that may just be starting: nothing can declare its port before it.
+func awaitManager(ctx context.Context, sys *alpc.System) (*sm.Client, error) {
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for {
+		c, err := sm.Dial(ctx, sys)
+		if err == nil || ntstatus.Of(err) != ntstatus.ObjectNameNotFound {
+			return c, err
+		}
+		select {
+		case <-look.C:
+		case <-sys.Done():
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 func serverState(s smpb.ServerState) string {
