@@ -26,6 +26,10 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(rawEnv) != "" {
+		echoRaw()
+		os.Exit(0)
+	}
 	if name := os.Getenv(attackEnv); name != "" {
 		fmt.Fprintln(os.Stderr, alpctest.Attack(name, 3, os.NewFile(4, "section")))
 		os.Exit(1)
