@@ -74,11 +74,11 @@ func run(ctx context.Context, env *subsys.Env) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.sessions.list(ctx)
+	found, err := s.sessions.adopt(ctx)
 	if err != nil {
 		return err
 	}
-	env.Logger.Info("took over", "logon sessions", len(found))
+	env.Logger.Info("took over", "logon_sessions", found)
 	if err := env.Ready(); err != nil {
 		return err
 	}

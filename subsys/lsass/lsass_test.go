@@ -183,6 +183,10 @@ func TestRestartedAuthorityFindsTheSessionsThatAreThere(t *testing.T) {
 	require.NoError(t, err)
 	second, err := c.LogonUser(f.ctx(), lsa.LogonRequest{Name: "alice", Password: []byte(password), Type: lsa.Network})
 	require.NoError(t, err)
+	third, err := f.logon(c, "alice", password)
+	require.NoError(t, err)
+	require.NoError(t, c.LogOff(f.ctx(), third.ID))
+	require.Len(t, f.made(), 3, "its maker still holds the token of the one that was logged off")
 	f.stop()
 	f.boot()
 

@@ -3,10 +3,12 @@ package lsass
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
 	"sallyport/alpc"
+	"sallyport/ntstatus"
 	"sallyport/proto/lsapb"
 	"sallyport/security"
 	"sallyport/subsys/lsass/internal/principal"
@@ -85,6 +87,34 @@ func (s *sessions) list(ctx context.Context) ([]*session, error) {
 	}
 	slices.SortFunc(out, func(a, b *session) int { return cmp.Compare(a.id, b.id) })
 	return out, nil
+}
+
+// adopt reads the table for the first time and returns how many sessions there are. Which of them were logged off while somebody
+// still held their tokens the core knows: it makes no more tokens for those.
+func (s *sessions) adopt(ctx context.Context) (int, error) {
+	found, err := s.list(ctx)
+	if err != nil {
+		return 0, err
+	}
+	live := 0
+	for _, l := range found {
+		probe, err := s.system.CreateToken(ctx, &security.Token{
+			AuthenticationID: l.id, Type: security.TokenPrimary, User: security.Group{SID: security.Anonymous()},
+			PrimaryGroup: security.Anonymous(), Integrity: security.IntegrityUntrusted(),
+		})
+		switch {
+		case err == nil:
+			live++
+			err = s.system.CloseToken(ctx, probe.TokenID)
+		case errors.Is(err, ntstatus.NoSuchLogonSession):
+			s.end(l.id)
+			err = nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return live, nil
 }
 
 // find looks a session up by its logon SID.
