@@ -261,8 +261,11 @@ func CloseOnExec() error {
 
 // Children returns the pids of the calling process's children, zombies included. They can't be recycled before the
 // caller reaps them, so only a caller that reaps in one place may rely on them.
-func Children() ([]int, error) {
-	lists, err := filepath.Glob("/proc/self/task/*/children")
+func Children() ([]int, error) { return childrenOf("/proc/self") }
+
+// childrenOf joins the lists of a process's threads.
+func childrenOf(proc string) ([]int, error) {
+	lists, err := filepath.Glob(proc + "/task/*/children")
 	if err != nil {
 		return nil, err
 	}
@@ -303,8 +306,8 @@ func ReapOrphans(known func(pid int) bool) (running int, err error) {
 	return running, err
 }
 
-// EndOrphans reaps as ReapOrphans does, and sends those that still run a signal, unless that is 0. What they leave behind
-// becomes an orphan in turn, so it is to be called until it returns 0.
+// EndOrphans reaps as ReapOrphans does, and sends those that still run, and all their descendants, a signal, unless that is 0.
+// What they leave behind becomes an orphan in turn, so it is to be called until it returns 0.
 func EndOrphans(sig syscall.Signal, known func(pid int) bool) (running int, err error) {
 	running, err = ReapOrphans(known)
 	if err != nil || running == 0 || sig == 0 {
@@ -313,11 +316,34 @@ func EndOrphans(sig syscall.Signal, known func(pid int) bool) (running int, err 
 	pids, err := Children()
 	for _, pid := range pids {
 		if !known(pid) {
-			unix.Kill(pid, sig)
-			unix.Kill(pid, unix.SIGCONT)
+			signalTree(pid, nil, sig)
 		}
 	}
 	return running, err
+}
+
+// signalTree signals a process and its descendants, youngest generation first, so that each still has the parent by which
+// it is found. process is nil for a child of the caller's, whose number is its own until the caller reaps it.
+func signalTree(pid int, process *os.File, sig syscall.Signal) {
+	children, _ := childrenOf("/proc/" + strconv.Itoa(pid))
+	for _, child := range children {
+		p, err := pidfd.Open(child)
+		if err != nil {
+			continue // it has ended
+		}
+		// It is the process that was listed, and none that got its number since, if its parent is the one we mean and lives.
+		if parent, err := pidfd.Parent(p); err == nil && parent == pid && (process == nil || pidfd.Alive(process)) {
+			signalTree(child, p, sig)
+		}
+		p.Close()
+	}
+	for _, sig := range []syscall.Signal{sig, syscall.SIGCONT} {
+		if process != nil {
+			pidfd.Signal(process, sig)
+		} else {
+			unix.Kill(pid, sig)
+		}
+	}
 }
 
 // HasEnvironment reports whether a child was started with a variable ("KEY=value") in its environment.

@@ -322,6 +322,9 @@ func (c *Config) check(file string, at map[string]unstable.Position, builtin []s
 			}
 			for port, p := range s.Ports {
 				c.checkName(wrong, table == "session_server", port, p.Descriptor, table, name, "port", port)
+				if s.Disabled {
+					continue
+				}
 				if other, taken := owner[strings.ToLower(port)]; taken {
 					wrong("port %s is declared for %s too: only one server can have it", a{port, other}, table, name, "port", port)
 				}

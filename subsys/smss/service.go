@@ -164,7 +164,10 @@ func (s *service) ExecPgm(ctx context.Context, r *smpb.ExecPgmRequest) (_ *smpb.
 	// A half-started process is worth nothing, so this step does not end with its caller.
 	assigning, cancel := context.WithTimeout(context.WithoutCancel(ctx), coreTimeout)
 	defer cancel()
-	if err = s.o.System.AssignToken(assigning, proc.PIDFD(), token.TokenID); err == nil {
+	if err = s.o.System.AssignToken(assigning, proc.PIDFD(), token.TokenID); err != nil && !pidfd.Alive(proc.PIDFD()) {
+		err = nil // it has ended already: there is nobody to act without a token, and its exit is to be told
+	}
+	if err == nil {
 		err = s.keep.started(in.name, id, proc, r.Session, token.TokenID)
 	}
 	if err != nil {
