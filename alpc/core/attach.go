@@ -103,25 +103,22 @@ func (m *Machine) attaching(e Attaching) {
 // settleByChain applies rules 2 to 4.
 func (m *Machine) settleByChain(a *attachment) {
 	e := a.evt
-	inside := false // an ancestor belongs to this instance's own spawners
+	inside := false  // an ancestor belongs to this instance's own spawners
+	decided := false // the nearest ancestor with an identity was met
 	for i, ancestor := range e.Chain {
 		p := m.processes[ancestor.Process]
-		if p == nil || (p.token == nil && !p.spawner) {
-			continue
-		}
-		if p.spawner {
+		switch {
+		case p == nil:
+		case p.spawner:
 			inside = true
-			continue
+		case p.token != nil && !decided:
+			decided = true
+			// Rule 2: that one decides, or nobody does.
+			if !inside && e.Proven && ancestor.UID == e.UID && p.uid == e.UID && !p.disowned {
+				m.settle(a, p.token, alpc.SourceInherited, fmt.Sprintf("inherited over %d generation(s) from %s", i+1, p.evidence))
+				return
+			}
 		}
-		if inside || !e.Proven {
-			break
-		}
-		// Rule 2: the nearest ancestor with an identity decides, or nobody does.
-		if ancestor.UID == e.UID && p.uid == e.UID && !p.disowned {
-			m.settle(a, p.token, alpc.SourceInherited, fmt.Sprintf("inherited over %d generation(s) from %s", i+1, p.evidence))
-			return
-		}
-		break
 	}
 	switch {
 	case inside:
