@@ -58,7 +58,15 @@ func (f *fixture) boot() {
 	require.NoError(f.t, err)
 }
 
-func (f *fixture) stop() { require.NoError(f.t, f.hosted.Stop(f.ctx())) }
+// stop ends lsass and waits until its port is gone, which the core learns in its own time.
+func (f *fixture) stop() {
+	require.NoError(f.t, f.hosted.Stop(f.ctx()))
+	sys := f.core.Attach(f.t, nil)
+	require.Eventually(f.t, func() bool {
+		objects, err := sys.Objects(f.ctx(), lsa.PortName)
+		return err != nil || len(objects) == 0
+	}, 5*time.Second, time.Millisecond)
+}
 
 // dial connects to lsass over sys.
 func (f *fixture) dial(sys *alpc.System) *lsa.Client {
