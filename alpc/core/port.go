@@ -145,10 +145,11 @@ func (m *Machine) releasePort(o *object) {
 
 // abandon removes a port that has neither server nor declarer; whoever waits for it is told.
 func (m *Machine) abandon(o *object) {
-	for _, c := range o.port.waiting {
+	waiting := o.port.waiting
+	o.port.waiting = nil
+	for _, c := range waiting {
 		m.endConnect(c, fail("core.Connect", o.name, ntstatus.PortDisconnected, "the port was removed while the connect waited"))
 	}
-	o.port.waiting = nil
 	m.unlink(o)
 }
 
