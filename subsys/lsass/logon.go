@@ -142,7 +142,7 @@ func (s *service) serviceLogon(op string, caller *alpc.Client, who principal.Ent
 	case security.LocalService(), security.NetworkService():
 		l.UID, l.GID = ids.Of(who.SID.RID())
 	default:
-		id, err := s.accounts.ServiceID(who.SID)
+		id, err := s.accounts.ServiceID(who.Name)
 		if err != nil {
 			return err
 		}

@@ -99,6 +99,10 @@ func (s *service) bySID(sid security.SID) (principal.Entry, bool, error) {
 	if e, ok := principal.BySID(sid); ok {
 		return e, true, nil
 	}
+	if principal.IsService(sid) {
+		name, ok, err := s.accounts.ServiceName(sid)
+		return principal.Entry{SID: sid, Domain: principal.NTService, Name: name, Use: lsapb.NameUse_NAME_USE_WELL_KNOWN_GROUP}, ok, err
+	}
 	a, ok, err := s.accounts.BySID(sid)
 	return principal.Entry{SID: sid, Domain: own, Name: a.Name, Use: lsapb.NameUse_NAME_USE_USER}, ok, err
 }

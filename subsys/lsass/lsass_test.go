@@ -306,7 +306,10 @@ func TestOnlyTheTrustedLogOnAsServicesElsewhereOrWithMoreGroups(t *testing.T) {
 			require.Equal(t, c.sid == security.LocalSystem(), l.Profile.UnixUID == 0, "only LocalSystem runs as root")
 		}
 	}
-	_, err := system.LogonUser(f.ctx(), lsa.LogonRequest{Name: "LocalService", Type: lsa.Interactive})
+	items, _, err := system.LookupSIDs(f.ctx(), web, security.ServiceSID("mail"))
+	require.NoError(t, err)
+	require.Equal(t, []string{"NT SERVICE", "web", ""}, []string{items[0].Domain, items[0].Name, items[1].Name}, "a service has a name once it has logged on")
+	_, err = system.LogonUser(f.ctx(), lsa.LogonRequest{Name: "LocalService", Type: lsa.Interactive})
 	require.ErrorIs(t, err, ntstatus.LogonFailure, "a built-in identity is for services")
 	_, err = system.LogonUser(f.ctx(), lsa.LogonRequest{Name: "alice", Password: []byte(password), Type: lsa.Service})
 	require.ErrorIs(t, err, ntstatus.LogonTypeNotGranted)

@@ -119,7 +119,7 @@ func ByName(domain, name string) (Entry, bool) {
 	return Entry{}, false
 }
 
-// BySID is the way back. Services can't be found: their SID is a digest of the name.
+// BySID is the way back. It can't find services: their SID is a digest of the name.
 func BySID(sid security.SID) (Entry, bool) {
 	for _, e := range wellKnown() {
 		if e.SID == sid {

@@ -76,8 +76,13 @@ func accounts() store.Bucket[Account] {
 
 func domains() store.Bucket[machine] { return store.NewBucket("domain", store.JSON[machine](1)) }
 
-// services numbers the identities NT SERVICE\name in the order in which they first log on.
-func services() store.Bucket[uint32] { return store.NewBucket("services", store.JSON[uint32](1)) }
+// service is an identity NT SERVICE\Name, from its first logon on. Its SID is a digest, so the name is kept for listings.
+type service struct {
+	ID   uint32
+	Name string
+}
+
+func services() store.Bucket[service] { return store.NewBucket("services", store.JSON[service](1)) }
 
 // misses counts attempts for names that don't exist. The number is of little use, the write is: see Authenticate.
 func misses() store.Bucket[uint64] { return store.NewBucket("misses", store.JSON[uint64](1)) }
@@ -261,24 +266,38 @@ func (d *DB) checkIDs(a Account) error {
 }
 
 // ServiceID is the number of a service's own identity, the same for ever: what a RID is to an account.
-func (d *DB) ServiceID(sid security.SID) (id uint32, err error) {
-	err = d.store.View(func(tx *store.Tx) error { id, _, err = services().Get(tx, sid.String()); return err })
-	if id != 0 || err != nil {
-		return id, err
+func (d *DB) ServiceID(name string) (uint32, error) {
+	sid := security.ServiceSID(name).String()
+	var known service
+	err := d.store.View(func(tx *store.Tx) (err error) { known, _, err = services().Get(tx, sid); return err })
+	if known.ID != 0 || err != nil {
+		return known.ID, err
 	}
 	err = d.store.Update(func(tx *store.Tx) error {
 		var ok bool
-		if id, ok, err = services().Get(tx, sid.String()); ok || err != nil {
+		var err error
+		if known, ok, err = services().Get(tx, sid); ok || err != nil {
 			return err
 		}
 		n, err := services().NextSequence(tx)
 		if err != nil {
 			return err
 		}
-		id = firstServiceID + uint32(n) - 1
-		return services().Put(tx, sid.String(), id)
+		known = service{ID: firstServiceID + uint32(n) - 1, Name: name}
+		return services().Put(tx, sid, known)
 	})
-	return id, err
+	return known.ID, err
+}
+
+// ServiceName is the name of a service that has logged on once.
+func (d *DB) ServiceName(sid security.SID) (name string, ok bool, err error) {
+	err = d.store.View(func(tx *store.Tx) error {
+		var known service
+		known, ok, err = services().Get(tx, sid.String())
+		name = known.Name
+		return err
+	})
+	return name, ok, err
 }
 
 // Delete removes an account and returns what it was.
