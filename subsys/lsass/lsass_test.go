@@ -17,6 +17,7 @@ import (
 
 	"sallyport/alpc"
 	"sallyport/alpc/alpctest"
+	"sallyport/alpc/core"
 	"sallyport/ntstatus"
 	"sallyport/proto/lsapb"
 	"sallyport/security"
@@ -37,8 +38,8 @@ type fixture struct {
 	admin  *lsa.Client
 }
 
-func start(t *testing.T) *fixture {
-	f := &fixture{t: t, core: alpctest.Start(t), dir: t.TempDir(), log: &bytes.Buffer{}}
+func start(t *testing.T, options ...alpctest.Option) *fixture {
+	f := &fixture{t: t, core: alpctest.Start(t, options...), dir: t.TempDir(), log: &bytes.Buffer{}}
 	f.boot()
 	f.admin = f.client(alpctest.Admin(500))
 	_, err := f.admin.SetAccountPolicy(f.ctx(), lsa.Policy{
@@ -267,6 +268,31 @@ func TestFailedLogonsLookAlikeAndLeaveNothing(t *testing.T) {
 	}
 }
 
+func TestACallerThatCantHoldTheTokenLeavesNothing(t *testing.T) {
+	limits := core.DefaultLimits()
+	limits.Tokens = 8
+	f := start(t, alpctest.WithLimits(limits))
+	f.user("alice")
+	sys := f.core.Attach(t, alpctest.User(1))
+	c := f.dial(sys)
+	var held []security.LUID
+	for {
+		l, err := f.logon(c, "alice", password)
+		if err != nil {
+			require.ErrorIs(t, err, ntstatus.QuotaExceeded)
+			break
+		}
+		require.Less(t, len(held), 8, "a caller pays for the tokens that it holds")
+		held = append(held, l.Token)
+	}
+	require.NotEmpty(t, held)
+	require.Len(t, f.made(), len(held), "the one that failed is gone")
+	for _, id := range held {
+		require.NoError(t, sys.CloseToken(f.ctx(), id))
+	}
+	require.Empty(t, f.made(), "lsass keeps no hold of its own")
+}
+
 func TestOnlyTheTrustedLogOnAsServicesElsewhereOrWithMoreGroups(t *testing.T) {
 	f := start(t)
 	f.user("alice")
@@ -480,14 +506,14 @@ func TestADamagedDatabaseStopsTheServerAndIsLeftAsItIs(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "accounts.db")
 	require.NoError(t, os.WriteFile(path, []byte("not a database"), 0o600))
-	core := alpctest.Start(t)
-	_, err := subsys.Host(alpctest.Context(t), lsass.Server(), subsys.Env{System: core.Attach(t, nil), StateDir: dir})
+	c := alpctest.Start(t)
+	_, err := subsys.Host(alpctest.Context(t), lsass.Server(), subsys.Env{System: c.Attach(t, nil), StateDir: dir})
 	require.ErrorIs(t, err, ntstatus.FileCorrupt)
 	require.ErrorContains(t, err, path)
 	raw, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, "not a database", string(raw))
-	_, err = subsys.Host(alpctest.Context(t), lsass.Server(), subsys.Env{System: core.Attach(t, nil)})
+	_, err = subsys.Host(alpctest.Context(t), lsass.Server(), subsys.Env{System: c.Attach(t, nil)})
 	require.ErrorIs(t, err, ntstatus.InvalidParameter, "without a directory it would write somewhere")
 }
 
