@@ -211,9 +211,6 @@ func walk(path string, tx *bbolt.Tx) error {
 	return err
 }
 
-// Path is the file's name as it was given to Open.
-func (db *DB) Path() string { return db.path }
-
 // Close lets go of the file after the transactions that run have ended. A database found damaged may hold its own locks:
 // of that one only the file is closed, at once.
 func (db *DB) Close() error {
