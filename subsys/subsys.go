@@ -131,10 +131,14 @@ func Main(server Server, args ...string) int {
 func attach(ctx context.Context, log hclog.Logger) (*alpc.System, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
-	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
+	const first = 5 * time.Millisecond
+	for pause := first; ; pause = min(2*pause, 250*time.Millisecond) {
 		sys, err := alpc.Attach(ctx, alpc.Options{Logger: log.Named("alpc")})
 		if s := ntstatus.Of(err); s != ntstatus.ObjectNameNotFound && s != ntstatus.PortConnectionRefused {
 			return sys, err
+		}
+		if pause == first {
+			log.Info("waiting for the core", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -58,6 +58,9 @@ type Options struct {
 	// Output is the servers' standard output and error; nil: /dev/null.
 	Output *os.File
 	Logger hclog.Logger
+	// Hosted names servers of session 0 that the program which embeds the core runs itself (subsys.Host), under ServerToken.
+	// smss declares their ports and keeps for them, and leaves their lives alone.
+	Hosted []string
 	// Process: smss has the process to itself. It then adopts and ends orphans, which an embedding program must never do.
 	Process bool
 	// Booted, if any, is called once, when session 0 is up.
@@ -112,6 +115,7 @@ type instance struct {
 	config  *ServerConfig
 	session uint32
 	ports   []string
+	hosted  bool
 
 	proc  *spawn.Process // nil: no process
 	token security.LUID
@@ -210,7 +214,7 @@ func (m *manager) addInstances(session uint32, servers map[string]*ServerConfig)
 		if c.Disabled {
 			continue
 		}
-		in := &instance{name: instanceName(base, session), base: base, config: c, session: session}
+		in := &instance{name: instanceName(base, session), base: base, config: c, session: session, hosted: session == 0 && slices.Contains(m.o.Hosted, base)}
 		for port := range c.Ports {
 			in.ports = append(in.ports, inSession(port, session))
 		}
@@ -295,7 +299,9 @@ func (m *manager) inSessionOrder(session uint32) (out []*instance) {
 // specs is what the machine must know of a session's servers.
 func (m *manager) specs(session uint32) (out []serverSpec) {
 	for _, in := range m.inSessionOrder(session) {
-		out = append(out, specOf(in.name, in.config))
+		if !in.hosted {
+			out = append(out, specOf(in.name, in.config))
+		}
 	}
 	return out
 }

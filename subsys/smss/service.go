@@ -91,7 +91,7 @@ func (s *service) resolve(_ context.Context, name string) (*security.Descriptor,
 func (s *service) owner(ctx context.Context, op string) (*instance, error) {
 	c, ok := rpc.Caller(ctx)
 	if !ok || c.Token == nil {
-		return nil, ntstatus.Errorf(op, "", ntstatus.AccessDenied, "the caller is anonymous")
+		return nil, s.refuse(ctx, op, sm.PortName, ntstatus.AccessDenied, "being a server that smss started", "the caller is anonymous")
 	}
 	var key pidfd.Key
 	if c.PIDFD != nil {
@@ -103,11 +103,26 @@ func (s *service) owner(ctx context.Context, op string) (*instance, error) {
 		if in.proc != nil && in.token == c.Token.TokenID && in.key == key {
 			return in, nil
 		}
-		if in.proc == nil && c.Source == alpc.SourceAsserted && c.Token.HasSID(sm.ServerSID(in.name)) {
+		if in.hosted && c.Source == alpc.SourceAsserted && c.Token.HasSID(sm.ServerSID(in.name)) {
 			return in, nil
 		}
 	}
-	return nil, ntstatus.Errorf(op, fmt.Sprintf("pid %d", c.PID), ntstatus.AccessDenied, "only a server that smss started may ask this; it has none in this process")
+	return nil, s.refuse(ctx, op, sm.PortName, ntstatus.AccessDenied, "being a server that smss started",
+		fmt.Sprintf("none of the servers that smss runs has process %d and its token %#x", c.PID, uint64(c.Token.TokenID)))
+}
+
+// refuse reports a refusal of smss's own to the core's log, so that the caller gets its number, and returns it as an error.
+func (s *service) refuse(ctx context.Context, op, object string, status ntstatus.Status, right, why string) error {
+	d := alpc.Denial{Op: op, Object: object, Right: right, Status: status, Trace: []string{why}}
+	if c, ok := rpc.Caller(ctx); ok {
+		d.Attachment = c.Attachment
+	}
+	// Without the core's log the refusal stands; only its number is missing.
+	decision, err := s.o.System.ReportDenial(ctx, d)
+	if err != nil {
+		s.log.Warn("a refusal could not be logged with the core", "op", op, "error", err)
+	}
+	return &ntstatus.Error{Op: op, Object: object, Status: status, Err: &ntstatus.Denial{Object: object, Right: right, Decision: decision}}
 }
 
 func (s *service) ExecPgm(ctx context.Context, r *smpb.ExecPgmRequest) (_ *smpb.ExecPgmResponse, err error) {
@@ -117,7 +132,8 @@ func (s *service) ExecPgm(ctx context.Context, r *smpb.ExecPgmRequest) (_ *smpb.
 		return nil, err
 	}
 	if in.session != 0 && r.Session != in.session {
-		return nil, ntstatus.Errorf(op, r.Name, ntstatus.AccessDenied, "a server of session %d starts programs in that session only, not in %d", in.session, r.Session)
+		return nil, s.refuse(ctx, op, fmt.Sprintf("session %d", r.Session), ntstatus.AccessDenied, "being a server of that session or of session 0",
+			fmt.Sprintf("%s is a server of session %d", in.name, in.session))
 	}
 	if err := s.sessionRuns(op, r.Session); err != nil {
 		return nil, err
@@ -135,7 +151,7 @@ func (s *service) ExecPgm(ctx context.Context, r *smpb.ExecPgmRequest) (_ *smpb.
 		defer s.o.System.CloseToken(context.WithoutCancel(ctx), token.TokenID)
 	}
 	if p.User, err = s.childUser(op, r.Name, token); err != nil {
-		return nil, err
+		return nil, s.refuse(ctx, op, r.Name, ntstatus.AccessDenied, "a unix user in the new process's token", err.Error())
 	}
 	id, err := s.keep.reserve(in.name, r.Name)
 	if err != nil {
@@ -316,7 +332,8 @@ func (s *service) childToken(ctx context.Context, in *instance, r *smpb.ExecPgmR
 		return t, err == nil, err
 	}
 	if !c.Token.Has(security.SeAssignPrimaryToken) {
-		return nil, false, ntstatus.Errorf(op, r.Name, ntstatus.PrivilegeNotHeld, "%s starts programs under other tokens than its own with %v only", in.name, security.SeAssignPrimaryToken)
+		return nil, false, s.refuse(ctx, op, r.Name, ntstatus.PrivilegeNotHeld, security.SeAssignPrimaryToken.String(),
+			fmt.Sprintf("the token of %s does not hold it: its programs run under its own token, reduced", in.name))
 	}
 	t, err = s.o.System.QueryToken(ctx, security.LUID(r.Token))
 	if err == nil && t.Type != security.TokenPrimary {

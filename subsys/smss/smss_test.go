@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sallyport/alpc"
+	"sallyport/alpc/alpctest"
 	"sallyport/alpc/core"
 	"sallyport/internal/pidfd"
 	"sallyport/internal/spawn"
@@ -499,6 +500,11 @@ func TestOnlyServersAreOwners(t *testing.T) {
 	s := start(t, testConfig).attach()
 	_, err := s.client.ExecPgm(s.context(), sm.Program{Name: "x", Path: "/bin/true"})
 	require.ErrorIs(t, err, ntstatus.AccessDenied)
+	var denial *ntstatus.Denial
+	require.ErrorAs(t, err, &denial)
+	logged, err := s.sys.Explain(s.context(), denial.Decision)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(logged.Trace, "\n"), fmt.Sprintf("none of the servers that smss runs has process %d", os.Getpid()))
 	_, err = s.client.List(s.context())
 	require.ErrorIs(t, err, ntstatus.AccessDenied)
 	require.ErrorIs(t, s.client.Ready(s.context(), ""), ntstatus.AccessDenied)
@@ -592,4 +598,48 @@ func TestNothingLeaksOverRestartsAndPrograms(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return count() <= before }, 5*time.Second, 10*time.Millisecond, "smss had %d descriptors, now %d", before, count())
 	require.Equal(t, "", s.tell("worker", "list"))
+}
+
+// TestHostedServerIsAnOwnerByItsHostsWord runs a server in this very process, as an embedded system does.
+func TestHostedServerIsAnOwnerByItsHostsWord(t *testing.T) {
+	core := alpctest.Start(t, alpctest.AsProcess())
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "sallyport.toml"), []byte(testConfig), 0o600))
+	config, err := smss.Load(filepath.Join(dir, "sallyport.toml"))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	booted, ended := make(chan struct{}), make(chan error, 1)
+	system := core.Attach(t, nil)
+	go func() {
+		ended <- smss.Run(ctx, smss.Options{Config: config, System: system, StateDir: dir, Core: core.Path(), Hosted: []string{"worker"}, Booted: func() { close(booted) }})
+	}()
+	<-booted
+	token, err := smss.ServerToken("worker", config)
+	require.NoError(t, err)
+	attachment := core.Attach(t, token)
+	manager, err := sm.Dial(alpctest.Context(t), attachment)
+	require.NoError(t, err)
+	defer manager.Close()
+	hosted, err := subsys.Host(ctx, subsys.Server{Name: "worker", Run: work}, subsys.Env{System: attachment, Manager: manager, StateDir: dir})
+	require.NoError(t, err)
+
+	s := &set{t: t, sys: core.Attach(t, alpctest.Admin(1000))}
+	id, _ := s.exec("worker", "exec a exit 4")
+	require.Equal(t, "a code 4 signal 0", s.tell("worker", "wait %d", id))
+	s.exec("worker", "exec b exec sleep 60")
+	require.Equal(t, "a code 4 signal 0, b runs", s.tell("worker", "list"))
+
+	// The same words under another token are worth nothing.
+	other, err := sm.Dial(alpctest.Context(t), core.Attach(t, nil))
+	require.NoError(t, err)
+	defer other.Close()
+	_, err = other.List(alpctest.Context(t))
+	require.ErrorIs(t, err, ntstatus.AccessDenied)
+
+	require.NoError(t, hosted.Stop(alpctest.Context(t)))
+	cancel()
+	require.NoError(t, <-ended)
+	pids, err := spawn.Children()
+	require.NoError(t, err)
+	require.Empty(t, pids, "a process of the ended system is left")
 }

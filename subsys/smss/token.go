@@ -1,6 +1,8 @@
 package smss
 
 import (
+	"os"
+
 	"sallyport/internal/spawn"
 	"sallyport/ntstatus"
 	"sallyport/security"
@@ -13,6 +15,15 @@ const (
 	localServiceLogon   security.LUID = 0x3e5
 	networkServiceLogon security.LUID = 0x3e4
 )
+
+// ServerToken is the token under which a program that embeds the core attaches a server of session 0 that it runs itself.
+func ServerToken(name string, c *Config) (*security.Token, error) {
+	server := c.Servers[name]
+	if server == nil || server.Disabled {
+		return nil, ntstatus.Errorf("smss.ServerToken", name, ntstatus.NotFound, "the configuration has no such server")
+	}
+	return serverToken(name, server, 0, uint32(os.Geteuid())), nil
+}
 
 // serverToken is what a server gets: its user, its own SID, which proves to the core that a declared port is its, and no more
 // privileges than it is configured for.
