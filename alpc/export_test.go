@@ -13,7 +13,10 @@ func NewTestPort(fd, side, peerPID, maxPending int, takes HandleType, section *o
 		requestSection: func(context.Context) (*os.File, error) { return section, nil },
 	})
 	if err == nil && side == 1 && section != nil {
-		err = p.attachSection(section)
+		// A hostile peer may have ended it already.
+		if err := p.attachSection(section); err != nil && p.Err() == nil {
+			return p, err
+		}
 	}
 	return p, err
 }

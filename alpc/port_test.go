@@ -31,8 +31,11 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if name := os.Getenv(attackEnv); name != "" {
-		fmt.Fprintln(os.Stderr, alpctest.Attack(name, 3, os.NewFile(4, "section")))
-		os.Exit(1)
+		if err := alpctest.Attack(name, 3, os.NewFile(4, "section")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	if os.Getenv(childEnv) != "" {
 		p, err := alpc.NewTestPort(3, 1, os.Getppid(), alpctest.PeerMaxPending, alpctest.PeerHandles, os.NewFile(4, "section"))
@@ -75,16 +78,16 @@ func connectChild(t testing.TB, env string, side int) *alpc.Port {
 	require.NoError(t, cmd.Start())
 	socket.Close()
 	theirs.Close()
-	p, err := alpc.NewTestPort(fds[0], side, cmd.Process.Pid, alpctest.PeerMaxPending, alpctest.PeerHandles, section)
-	require.NoError(t, err)
 	t.Cleanup(func() {
-		p.Close()
 		if env != childEnv+"=1" {
 			cmd.Process.Kill()
 		}
 		cmd.Wait()
 		section.Close()
 	})
+	p, err := alpc.NewTestPort(fds[0], side, cmd.Process.Pid, alpctest.PeerMaxPending, alpctest.PeerHandles, section)
+	require.NoError(t, err)
+	t.Cleanup(func() { p.Close() })
 	return p
 }
 

@@ -108,7 +108,7 @@ func Attack(name string, socket int, section *os.File) error {
 		return err
 	}
 	at.run(&attacker{conn: conn, section: section, mem: mem, random: rand.New(rand.NewPCG(1, 2))})
-	select {} // hold the connection: the victim mustn't need our death
+	return conn.WaitHangup() // hold the connection: the victim mustn't need our death
 }
 
 // Hostile checks that a peer which breaks every rule ruins its own connection only. start makes a connection whose client

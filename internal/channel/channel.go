@@ -377,7 +377,7 @@ func (c *Channel) Recv(ctx context.Context) (Frame, error) {
 	return f, nil
 }
 
-func (c *Channel) recvSocket(recv func(*unixsock.Pool) (*[]byte, int, []int, unixsock.Ucred, error)) (f Frame, err error) {
+func (c *Channel) recvSocket(recv func(*unixsock.Pool) (*unixsock.Buffer, int, []int, unixsock.Ucred, error)) (f Frame, err error) {
 	b, n, fds, cred, err := recv(buffers)
 	if err != nil {
 		if errors.Is(err, io.EOF) {
@@ -393,7 +393,7 @@ func (c *Channel) recvSocket(recv func(*unixsock.Pool) (*[]byte, int, []int, uni
 	if cred.PID != c.o.PeerPID {
 		return f, ntstatus.Errorf("channel.Receive", "", ntstatus.AccessDenied, "message of process %d on the connection of process %d", cred.PID, c.o.PeerPID)
 	}
-	data := (*b)[:n]
+	data := b.Data[:n]
 	if n < HeaderLen {
 		return f, violation("datagram of %d bytes", n)
 	}

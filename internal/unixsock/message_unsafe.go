@@ -21,12 +21,13 @@ type receiver struct {
 	attempt func(fd uintptr) bool
 	wait    bool
 	pool    *Pool
-	buf     *[]byte
+	buf     *Buffer
 	n       int
 	errno   syscall.Errno
 	hdr     unix.Msghdr
 	iov     unix.Iovec
-	block   controlBlock
+	own     *controlBlock // made by the first Recv without a pool
+	block   *controlBlock // own, or buf's
 }
 
 func (r *receiver) prepare() {
@@ -35,12 +36,13 @@ func (r *receiver) prepare() {
 	// Non-blocking, so that the raw form is right: it can't hold up a stop-the-world.
 	r.attempt = func(fd uintptr) bool {
 		if r.pool != nil {
-			r.buf = r.pool.pool.Get().(*[]byte)
-			r.iov.Base = unsafe.SliceData(*r.buf)
-			r.iov.SetLen(len(*r.buf))
+			r.buf = r.pool.pool.Get().(*Buffer)
+			r.block = &r.buf.block
+			r.iov.Base = unsafe.SliceData(r.buf.Data)
+			r.iov.SetLen(len(r.buf.Data))
 		}
 		for {
-			r.hdr.Control = (*byte)(unsafe.Pointer(&r.block))
+			r.hdr.Control = (*byte)(unsafe.Pointer(r.block))
 			r.hdr.SetControllen(len(r.block) * 8)
 			n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&r.hdr)), unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 			if errno == unix.EINTR {
@@ -60,14 +62,20 @@ func (r *receiver) prepare() {
 
 func (r *receiver) begin(buf []byte, pool *Pool, wait bool) {
 	r.pool, r.wait, r.n, r.errno = pool, wait, 0, 0
-	r.iov.Base = unsafe.SliceData(buf)
-	r.iov.SetLen(len(buf))
+	if pool == nil {
+		if r.own == nil {
+			r.own = new(controlBlock)
+		}
+		r.block = r.own
+		r.iov.Base = unsafe.SliceData(buf)
+		r.iov.SetLen(len(buf))
+	}
 }
 
 // end lets go of the buffer and returns it if it is the pool's.
-func (r *receiver) end() *[]byte {
+func (r *receiver) end() *Buffer {
 	b := r.buf
-	r.buf, r.iov.Base = nil, nil
+	r.buf, r.block, r.iov.Base, r.hdr.Control = nil, nil, nil, nil
 	return b
 }
 
@@ -75,7 +83,7 @@ func (r *receiver) flags() int { return int(r.hdr.Flags) }
 
 // control reads what the kernel wrote (never the peer) and returns every descriptor in it.
 func (r *receiver) control() (fds []int, cred Ucred) {
-	b := unsafe.Slice((*byte)(unsafe.Pointer(&r.block)), len(r.block)*8)[:r.hdr.Controllen]
+	b := unsafe.Slice((*byte)(unsafe.Pointer(r.block)), len(r.block)*8)[:r.hdr.Controllen]
 	return parseControl(b)
 }
 
@@ -115,7 +123,7 @@ type sender struct {
 	errno   syscall.Errno
 	hdr     unix.Msghdr
 	iov     [2]unix.Iovec
-	block   controlBlock
+	block   *controlBlock // made by the first message that needs it
 }
 
 func (s *sender) prepare() {
@@ -143,7 +151,10 @@ func (s *sender) begin(head, body []byte, fds []int, as *Ucred, wait bool) {
 	if len(fds) == 0 && as == nil {
 		return
 	}
-	b := unsafe.Slice((*byte)(unsafe.Pointer(&s.block)), len(s.block)*8)
+	if s.block == nil {
+		s.block = new(controlBlock)
+	}
+	b := unsafe.Slice((*byte)(unsafe.Pointer(s.block)), len(s.block)*8)
 	used := 0
 	if len(fds) > 0 {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))

@@ -220,16 +220,19 @@ func withAddress(path string, fn func(unix.Sockaddr) error) error {
 // Pool keeps receive buffers of one size, so that a connection which waits holds none.
 type Pool struct{ pool sync.Pool }
 
+// Buffer is room for one datagram and what the kernel attaches to it.
+type Buffer struct {
+	block controlBlock
+	Data  []byte
+}
+
 // NewPool returns a pool of buffers of size bytes.
 func NewPool(size int) *Pool {
-	return &Pool{pool: sync.Pool{New: func() any {
-		b := make([]byte, size)
-		return &b
-	}}}
+	return &Pool{pool: sync.Pool{New: func() any { return &Buffer{Data: make([]byte, size)} }}}
 }
 
 // Put gives back a buffer of RecvPool; nil is nothing.
-func (p *Pool) Put(b *[]byte) {
+func (p *Pool) Put(b *Buffer) {
 	if b != nil {
 		p.pool.Put(b)
 	}
@@ -237,12 +240,12 @@ func (p *Pool) Put(b *[]byte) {
 
 // RecvPool is Recv into a buffer of pool, taken only when there is something to receive. The caller puts it back; it is
 // nil when err isn't.
-func (c *Conn) RecvPool(pool *Pool) (b *[]byte, n int, fds []int, cred Ucred, err error) {
+func (c *Conn) RecvPool(pool *Pool) (b *Buffer, n int, fds []int, cred Ucred, err error) {
 	return c.receive(nil, pool, true, c.raw.Read)
 }
 
 // TryRecvPool is RecvPool that never waits, not even for a WaitHangup that is under way.
-func (c *Conn) TryRecvPool(pool *Pool) (b *[]byte, n int, fds []int, cred Ucred, err error) {
+func (c *Conn) TryRecvPool(pool *Pool) (b *Buffer, n int, fds []int, cred Ucred, err error) {
 	return c.receive(nil, pool, false, c.tryRead)
 }
 
@@ -279,7 +282,7 @@ func (c *Conn) TryRecv(buf []byte) (n int, fds []int, cred Ucred, err error) {
 	return n, fds, cred, err
 }
 
-func (c *Conn) receive(buf []byte, pool *Pool, wait bool, read func(func(fd uintptr) bool) error) (b *[]byte, n int, fds []int, cred Ucred, err error) {
+func (c *Conn) receive(buf []byte, pool *Pool, wait bool, read func(func(fd uintptr) bool) error) (b *Buffer, n int, fds []int, cred Ucred, err error) {
 	r := &c.recv
 	r.mu.Lock()
 	defer r.mu.Unlock()
