@@ -31,6 +31,7 @@ type Config struct {
 	ShutdownGrace       Duration                    `toml:"shutdown_grace"`
 	UsersCreateSessions bool                        `toml:"users_create_sessions"`
 	MaxSessions         uint32                      `toml:"max_sessions"`
+	MaxSessionsPerUser  uint32                      `toml:"max_sessions_per_user"`
 	Directories         map[string]*DirectoryConfig `toml:"directory"`
 	SessionDirectories  map[string]*DirectoryConfig `toml:"session_directory"`
 	Servers             map[string]*ServerConfig    `toml:"server"`

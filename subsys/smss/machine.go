@@ -378,16 +378,24 @@ func (m *machine) ended(s *server, e event) {
 		}
 		return
 	}
+	if s.state == running && m.now.Sub(s.since) >= s.backoffMax {
+		s.inARow = 0
+	}
 	s.recent = slices.DeleteFunc(s.recent, func(at time.Time) bool { return m.now.Sub(at) >= s.within })
-	if len(s.recent) >= s.limit {
+	spent := ""
+	switch {
+	case len(s.recent) >= s.limit:
+		spent = fmt.Sprintf("%s ended more than %d times within %v, last: %s", s.name, s.limit, s.within, s.lastEnd)
+	case s.state == starting && s.inARow >= s.limit:
+		// However slowly it fails: a server that never gets ready would keep its clients waiting for ever.
+		spent = fmt.Sprintf("%s was started %d times in a row and did not get ready, last: %s", s.name, s.inARow+1, s.lastEnd)
+	}
+	if spent != "" {
 		m.enter(s, failed)
 		if s.critical {
-			m.end(s.session, fmt.Sprintf("%s ended more than %d times within %v, last: %s", s.name, s.limit, s.within, s.lastEnd))
+			m.end(s.session, spent)
 		}
 		return
-	}
-	if m.now.Sub(s.since) >= s.backoffMax && !s.overdue {
-		s.inARow = 0
 	}
 	delay := min(s.backoffMax, backoff(s.backoff, s.inARow))
 	s.recent = append(s.recent, m.now)

@@ -129,6 +129,20 @@ func TestServerThatIsNotReadyInTimeIsKilled(t *testing.T) {
 	require.Equal(t, "backing off, not ready within 30s", d.State("lsass"))
 }
 
+func TestServerThatNeverGetsReadyIsGivenUp(t *testing.T) {
+	d := smss.NewDriver()
+	d.Open(0, server("lsass"))
+	for range 2 {
+		steps{
+			{"started lsass", ""}, {"after 30s", "killed lsass"}, {"exit lsass signal 9", ""}, {"after 1m", "start lsass"},
+		}.run(t, d)
+	}
+	steps{
+		{"started lsass", ""}, {"after 30s", "killed lsass"},
+		{"exit lsass signal 9", "session 0 ending lsass was started 3 times in a row and did not get ready, last: not ready within 30s; end-owned lsass 10s"},
+	}.run(t, d)
+}
+
 func TestOnDemandStartsWithItsFirstClient(t *testing.T) {
 	d := smss.NewDriver()
 	require.Equal(t, []string{"session 0 starting", "session 0 active"}, d.Open(0, server("hello", onDemand, restart("on-failure"))))

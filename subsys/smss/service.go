@@ -566,13 +566,20 @@ func (s *service) admit(op string, info *sessionInfo) error {
 	if s.reason != "" {
 		return ntstatus.Errorf(op, "", ntstatus.ShutdownInProgress, "the system stops: %s", s.reason)
 	}
-	open := -1 // session 0 does not count
+	var open, own uint32
 	for _, other := range s.sessions {
-		if other.state != sessionEnded {
-			open++
+		if other.id == 0 || other.state == sessionEnded {
+			continue
+		}
+		open++
+		if other.creator == info.creator {
+			own++
 		}
 	}
-	if open >= int(s.o.Config.MaxSessions) {
+	switch {
+	case own >= s.o.Config.MaxSessionsPerUser:
+		return ntstatus.Errorf(op, "", ntstatus.TooManySessions, "%d sessions of %s are open, max_sessions_per_user allows no more", own, info.creator)
+	case open >= s.o.Config.MaxSessions:
 		return ntstatus.Errorf(op, "", ntstatus.TooManySessions, "%d sessions are open, max_sessions allows no more", open)
 	}
 	s.lastID++

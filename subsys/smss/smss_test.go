@@ -512,7 +512,7 @@ func TestOnlyServersAreOwners(t *testing.T) {
 }
 
 func TestInteractiveSessionLivesAndDiesWithItsLogon(t *testing.T) {
-	s := start(t, testConfig+`
+	s := start(t, "max_sessions_per_user = 2\n"+testConfig+`
 [session_server.desk]
 uid = 3
 order = 1
@@ -530,6 +530,8 @@ stop_timeout = "200ms"
 	two, err := s.client.CreateSession(s.context(), nil, "")
 	require.NoError(t, err)
 	require.Equal(t, []uint32{1, 2}, []uint32{one, two})
+	_, err = s.client.CreateSession(s.context(), nil, "")
+	require.ErrorIs(t, err, ntstatus.TooManySessions)
 	require.Contains(t, s.tell("shell@1", "env"), "shell@1 1 true")
 	_, pid := s.exec("shell@1", "exec user trap '' HUP TERM; (setsid sleep 64 &) ; sleep 65")
 	s.exec("desk@2", "exec user exec sleep 66")
