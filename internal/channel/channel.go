@@ -64,10 +64,14 @@ type Frame struct {
 	Kinds   []fdtype.Kind // of Files, proven
 }
 
-// Close closes the frame's files.
+// Close closes the frame's files, without waiting: a file system of the peer's own may hold up a close.
 func (f *Frame) Close() {
-	for _, file := range f.Files {
-		file.Close()
+	if files := f.Files; len(files) > 0 {
+		go func() {
+			for _, file := range files {
+				file.Close()
+			}
+		}()
 	}
 	f.Files = nil
 }
@@ -386,37 +390,46 @@ func (c *Channel) recvSocket(recv func(*unixsock.Pool) (*unixsock.Buffer, int, [
 		return f, ntstatus.Errorf("channel.Receive", "", ntstatus.InvalidMessage, "%w", err)
 	}
 	defer buffers.Put(b)
-	// From here on f owns the descriptors.
+	if err := c.check(&f, b.Data[:n], fds, cred); err != nil {
+		unixsock.Discard(fds)
+		return f, err
+	}
 	for _, fd := range fds {
 		f.Files = append(f.Files, os.NewFile(uintptr(fd), "handle"))
 	}
-	if cred.PID != c.o.PeerPID {
-		return f, ntstatus.Errorf("channel.Receive", "", ntstatus.AccessDenied, "message of process %d on the connection of process %d", cred.PID, c.o.PeerPID)
-	}
-	data := b.Data[:n]
-	if n < HeaderLen {
-		return f, violation("datagram of %d bytes", n)
-	}
-	if err := f.decode((*[HeaderLen]byte)(data)); err != nil {
-		return f, err
-	}
-	if int(f.Length) != n || int(f.Handles) != len(f.Files) || f.Type == shiftDown || f.Type == onSocket {
-		return f, violation("%s of %d bytes and %d handles in a datagram of %d and %d", f.Type, f.Length, f.Handles, n, len(f.Files))
-	}
-	data = data[HeaderLen:]
-	for _, file := range f.Files {
-		said := fdtype.Kind(binary.LittleEndian.Uint32(data))
-		data = data[4:]
-		kind := fdtype.Of(file)
-		if kind == 0 || kind != said || kind&c.o.Accepts == 0 {
-			return f, ntstatus.Errorf("channel.Receive", "", ntstatus.ObjectTypeMismatch, "handle of type %#x, said to be %#x; taken are %#x", kind, said, c.o.Accepts)
-		}
-		f.Kinds = append(f.Kinds, kind)
-	}
-	if len(data) > 0 {
+	if data := b.Data[HeaderLen+4*len(fds) : n]; len(data) > 0 {
 		f.Payload = append([]byte(nil), data...)
 	}
 	return f, nil
+}
+
+// check decodes and checks the datagram that came with fds, which stay the caller's.
+func (c *Channel) check(f *Frame, data []byte, fds []int, cred unixsock.Ucred) error {
+	if cred.PID != c.o.PeerPID {
+		return ntstatus.Errorf("channel.Receive", "", ntstatus.AccessDenied, "message of process %d on the connection of process %d", cred.PID, c.o.PeerPID)
+	}
+	if len(data) < HeaderLen {
+		return violation("datagram of %d bytes", len(data))
+	}
+	if err := f.decode((*[HeaderLen]byte)(data)); err != nil {
+		return err
+	}
+	if int(f.Length) != len(data) || int(f.Handles) != len(fds) || f.Type == shiftDown || f.Type == onSocket {
+		return violation("%s of %d bytes and %d handles in a datagram of %d and %d", f.Type, f.Length, f.Handles, len(data), len(fds))
+	}
+	for i, fd := range fds {
+		said := fdtype.Kind(binary.LittleEndian.Uint32(data[HeaderLen+4*i:]))
+		kind := fdtype.OfFD(fd)
+		if kind == 0 || kind != said || kind&c.o.Accepts == 0 {
+			return ntstatus.Errorf("channel.Receive", "", ntstatus.ObjectTypeMismatch, "handle of type %#x, said to be %#x; taken are %#x", kind, said, c.o.Accepts)
+		}
+		if kind == fdtype.File || kind == fdtype.Directory {
+			// Or package os would poll it, which a file system of the peer's own may hold up.
+			fdtype.SetBlocking(fd)
+		}
+		f.Kinds = append(f.Kinds, kind)
+	}
+	return nil
 }
 
 func (c *Channel) recvRing(ctx context.Context) (f Frame, err error) {

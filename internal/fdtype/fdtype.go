@@ -1,4 +1,7 @@
 // Package fdtype tells what kind of object a file descriptor is, from the kernel and never from who sent it.
+//
+// The descriptor may be of a file system that the sender serves himself (FUSE), so nothing is asked that such a file
+// system could hold up: no plain stat, no statfs, no poll.
 package fdtype
 
 import (
@@ -33,9 +36,6 @@ const (
 	Any = File | Thread | Semaphore | Event | Process | Section | Token | Socket | Pipe | Terminal | Directory
 )
 
-// pidfsMagic is the file system of pidfds since Linux 6.9.
-const pidfsMagic = 0x50494446
-
 // Of returns the kind of f, 0 for what nobody may send: O_PATH descriptors, io_uring, epoll, block devices and the like.
 func Of(f *os.File) Kind {
 	raw, err := f.SyscallConn()
@@ -55,8 +55,8 @@ func OfFD(fd int) Kind {
 	if err != nil || flags&unix.O_PATH != 0 {
 		return 0
 	}
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
+	var st unix.Statx_t
+	if unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st) != nil {
 		return 0
 	}
 	switch st.Mode & unix.S_IFMT {
@@ -66,45 +66,42 @@ func OfFD(fd int) Kind {
 		return Pipe
 	case unix.S_IFDIR:
 		return Directory
+	case unix.S_IFBLK:
+		return 0
 	case unix.S_IFCHR:
 		if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
 			return Terminal
 		}
 		return File
-	case unix.S_IFREG:
-		var fs unix.Statfs_t
-		if unix.Fstatfs(fd, &fs) == nil && fs.Type == pidfsMagic {
-			return pidfdKind(flags)
-		}
-		// A plain file of tmpfs answers too, always with this one seal.
-		if seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err == nil && seals != unix.F_SEAL_SEAL {
-			return Section
-		}
-		return File
 	}
-	return anonymous(fd, flags)
-}
-
-// anonymous tells the anonymous inodes apart; their names are the kernel's.
-func anonymous(fd, flags int) Kind {
+	// Names that don't begin with a slash are the kernel's own.
 	target, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-	if err != nil {
+	switch {
+	case err != nil:
+		return 0
+	case strings.HasPrefix(target, "pidfd:["), target == "anon_inode:[pidfd]":
+		return pidfdKind(flags)
+	case target == "anon_inode:[eventfd]":
+		return eventKind(fd)
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return 0
 	}
-	switch target {
-	case "anon_inode:[eventfd]":
-		text, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
-		if err != nil {
-			return 0
-		}
-		if strings.Contains(string(text), "eventfd-semaphore: 1") {
-			return Semaphore
-		}
-		return Event
-	case "anon_inode:[pidfd]":
-		return pidfdKind(flags)
+	// A plain file of tmpfs answers too, always with this one seal.
+	if seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err == nil && seals != unix.F_SEAL_SEAL {
+		return Section
 	}
-	return 0
+	return File
+}
+
+func eventKind(fd int) Kind {
+	text, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	switch {
+	case err != nil:
+		return 0
+	case strings.Contains(string(text), "eventfd-semaphore: 1"):
+		return Semaphore
+	}
+	return Event
 }
 
 func pidfdKind(flags int) Kind {
@@ -113,3 +110,6 @@ func pidfdKind(flags int) Kind {
 	}
 	return Process
 }
+
+// SetBlocking clears O_NONBLOCK, which means nothing to a file or directory but makes package os poll it.
+func SetBlocking(fd int) { unix.SetNonblock(fd, false) }

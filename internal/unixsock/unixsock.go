@@ -119,6 +119,13 @@ func CloseFDs(fds []int) {
 	}
 }
 
+// Discard closes descriptors that a peer sent, without waiting: a file system of the peer's own may hold up a close.
+func Discard(fds []int) {
+	if len(fds) > 0 {
+		go CloseFDs(fds)
+	}
+}
+
 // Listener is a listening SOCK_SEQPACKET socket.
 type Listener struct {
 	file *os.File
@@ -310,7 +317,7 @@ func (c *Conn) receive(buf []byte, pool *Pool, wait bool, read func(func(fd uint
 	default:
 		return b, n, fds, cred, nil
 	}
-	CloseFDs(fds)
+	Discard(fds)
 	if pool != nil {
 		pool.Put(b)
 	}
