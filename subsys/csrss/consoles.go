@@ -260,9 +260,9 @@ func (t *consoles) acknowledge(process uint64, name string) {
 func (t *consoles) exited(exit sm.Exit) {
 	if c := t.byID(exit.Name); c != nil {
 		c.commandEnded(exit)
-		return
+	} else if strings.HasPrefix(exit.Name, consolePrefix) { // its console was closed
+		t.acknowledge(exit.Process, exit.Name)
 	}
-	t.acknowledge(exit.Process, exit.Name)
 }
 
 func (t *consoles) byID(id string) *console {

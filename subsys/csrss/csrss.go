@@ -116,7 +116,9 @@ func (s *service) adopt(ctx context.Context) error {
 	}
 	commands := map[string]sm.Process{}
 	for _, p := range running {
-		commands[p.Name] = p
+		if strings.HasPrefix(p.Name, consolePrefix) {
+			commands[p.Name] = p
+		}
 	}
 	for _, st := range stored {
 		switch {
@@ -134,7 +136,7 @@ func (s *service) adopt(ctx context.Context) error {
 			s.log.Warn("something in the store could not be taken over", "name", st.Name, "error", err)
 		}
 	}
-	for _, p := range running {
+	for _, p := range commands {
 		c := s.consoles.byID(p.Name)
 		switch {
 		case c == nil && p.Exit != nil:

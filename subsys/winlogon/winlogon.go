@@ -36,18 +36,29 @@ const (
 	// Repeat is the argument with which winlogon lets another user log on when one has logged off, instead of leaving.
 	Repeat = "repeat"
 
-	maxFailures = 5                // in a row; then winlogon leaves
-	firstPause  = time.Second      // after a failure; it doubles
 	lookTime    = 30 * time.Second // in which a server that died comes back
 	leaveTime   = 5 * time.Second  // for what has to be done when winlogon was asked to stop
 	defaultPath = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 )
 
+// Options are winlogon's settings; zero values are the defaults.
+type Options struct {
+	MaxFailures int           // in a row; then winlogon leaves: 5
+	FirstPause  time.Duration // after a failure; it doubles with the next, up to 16 times: 1 s
+}
+
 // Server is winlogon in a program's table of servers.
-func Server() subsys.Server { return subsys.Server{Name: "winlogon", Run: run} }
+func Server() subsys.Server { return New(Options{}) }
+
+// New is a winlogon with settings.
+func New(o Options) subsys.Server {
+	o.MaxFailures, o.FirstPause = cmp.Or(o.MaxFailures, 5), cmp.Or(o.FirstPause, time.Second)
+	return subsys.Server{Name: "winlogon", Run: func(ctx context.Context, env *subsys.Env) error { return run(ctx, env, o) }}
+}
 
 // logon is one winlogon.
 type logon struct {
+	Options
 	env    *subsys.Env
 	keeper *sm.Client
 	repeat bool
@@ -60,8 +71,8 @@ type logon struct {
 	who      *lsa.Logon
 }
 
-func run(ctx context.Context, env *subsys.Env) error {
-	l := &logon{env: env, keeper: env.Manager, repeat: slices.Contains(env.Args, Repeat)}
+func run(ctx context.Context, env *subsys.Env, o Options) error {
+	l := &logon{Options: o, env: env, keeper: env.Manager, repeat: slices.Contains(env.Args, Repeat)}
 	var err error
 	if l.keeper == nil { // a part of another program
 		if l.keeper, err = sm.Dial(ctx, env.System); err != nil {
@@ -211,10 +222,10 @@ func (l *logon) authenticate(ctx context.Context) (event, error) {
 		return left, nil
 	}
 	l.failures++
-	if l.failures >= maxFailures && !l.repeat {
+	if l.failures >= l.MaxFailures && !l.repeat {
 		return tooOften, nil
 	}
-	pause := firstPause << min(l.failures-1, maxFailures)
+	pause := l.FirstPause << min(l.failures-1, 4)
 	if err := l.dialogue.pause(ctx, pause); err != nil && ctx.Err() == nil {
 		return left, nil
 	}
