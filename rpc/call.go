@@ -25,7 +25,7 @@ type serverCall struct {
 	body    []byte // of a unary call
 	failed  error  // why decode refused: it counts, whatever a handler makes of it
 	stream  *stream
-	left    bool // the client gave the stream up; under the connection's lock
+	left    bool // the client gave the call up; under the connection's lock
 
 	lock       sync.Mutex // of what follows; a leaf
 	handles    *HandleSet
@@ -177,7 +177,7 @@ func (c *serverCall) reply(buf *buffer, out any, err error) (kept bool) {
 		if size := len(buf.b) - at; err == nil && size > c.conn.server.options.MaxMessage {
 			err = tooLong(size, c.conn.server.options.MaxMessage)
 		} else if err == nil && len(buf.b) > limit {
-			if err = c.conn.keep(c.number, append([]byte(nil), buf.b[at:]...)); err == nil {
+			if err = c.conn.keep(c, append([]byte(nil), buf.b[at:]...)); err == nil {
 				f.flags, f.count = flagFetch, uint64(size)
 				buf.b = appendReply(buf.b[:0], f)
 				return true

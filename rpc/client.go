@@ -211,7 +211,7 @@ type clientPort struct {
 	mu      sync.Mutex
 	streams map[uint32]*clientStream
 	left    map[uint32]struct{} // streams given up, of which more may come
-	leaving []uint32            // of those, which the server was not told of
+	untold  []farewell          // calls given up that the server doesn't know of
 	reading bool
 	stop    context.CancelFunc // ends the receive in progress
 }
@@ -253,10 +253,9 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 		return nil, nil, localError(method, "", tooLong(size, o.send))
 	}
 	frame := buf.b
-	large := len(frame) > limit
-	if large {
+	if len(frame) > limit {
 		if frame, err = p.sendParts(ctx, call, method, block, frame[at:]); err != nil {
-			p.drop(call)
+			p.tell(kindDrop, call)
 			return nil, nil, failed(ctx, method, err)
 		}
 	}
@@ -264,9 +263,7 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 	m, err := p.port.Call(ctx, &alpc.Message{Type: alpc.TypeRequest, Data: frame, Handles: files})
 	closeFiles(given)
 	if err != nil {
-		if large {
-			p.drop(call)
-		}
+		p.tell(kindDrop, call)
 		return nil, nil, failed(ctx, method, err)
 	}
 	f, err := p.reply(m, o.handles)
@@ -289,7 +286,7 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 	body := f.body
 	if f.flags&flagFetch != 0 {
 		if body, err = p.fetch(ctx, call, f.count, o.receive); err != nil {
-			p.drop(call)
+			p.tell(kindDrop, call)
 			return header, trailer, failed(ctx, method, err)
 		}
 	}
@@ -350,13 +347,6 @@ func (p *clientPort) fetch(ctx context.Context, call uint32, size uint64, limit 
 		body = append(body, f.body...)
 	}
 	return body, nil
-}
-
-// drop tells the server to forget what a call left there. It doesn't keep the caller: its context may have ended.
-func (p *clientPort) drop(call uint32) {
-	go func() {
-		_ = p.port.Send(context.Background(), &alpc.Message{Type: alpc.TypeDatagram, Data: appendDatagram(nil, kindDrop, 0, call, 0)})
-	}()
 }
 
 // reply reads a REPLY and takes over its files.

@@ -301,6 +301,9 @@ func (s *clientStream) sendFirst(m any) (sent bool, err error) {
 // RecvMsg waits for the next message; io.EOF is the end with an OK status, any other error the stream's outcome.
 func (s *clientStream) RecvMsg(m any) error {
 	s.begin()
+	if err := s.ctx.Err(); err != nil && !s.finished() {
+		return s.outcome(err) // nobody who gave up wants what came before
+	}
 	b, err := s.receive(s.ctx)
 	if err != nil {
 		return s.outcome(err)
@@ -323,20 +326,27 @@ func (s *clientStream) RecvMsg(m any) error {
 	return err
 }
 
-// outcome is what RecvMsg returns once there are no more messages.
+func (s *clientStream) finished() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
+// outcome is what RecvMsg returns once there are no more messages (io.EOF), or when it gives up.
 func (s *clientStream) outcome(err error) error {
-	switch {
-	case err == io.EOF:
+	if err == io.EOF {
 		<-s.done
-	case s.ctx.Err() != nil:
-		s.finish(nil, failed(s.ctx, s.method, err), true)
-	default:
-		s.finish(nil, localError(s.method, "", err), true)
+		err = nil
+	} else {
+		err = failed(s.ctx, s.method, err)
+		s.finish(nil, err, true)
 	}
 	s.mu.Lock()
 	told := s.told
 	s.told = true
-	err = s.err
+	if s.err != nil {
+		err = s.err
+	}
 	s.mu.Unlock()
 	if !told {
 		s.options.done(s.conn, s.header, s.trailer, err)
@@ -375,9 +385,7 @@ func (p *clientPort) remove(s *clientStream, left bool) {
 	defer p.mu.Unlock()
 	if delete(p.streams, s.call); left {
 		p.left[s.call] = struct{}{}
-		if p.leaving = append(p.leaving, s.call); len(p.leaving) == 1 {
-			go p.leave()
-		}
+		p.farewell(kindLeave, s.call)
 	}
 	p.rest()
 }
@@ -389,23 +397,43 @@ func (p *clientPort) rest() {
 	}
 }
 
-// leave tells the server which streams were given up, one after the other: a server that doesn't read holds one goroutine.
-func (p *clientPort) leave() {
+// farewell is a call that its caller gave up, as the server is to be told.
+type farewell struct {
+	kind kind
+	call uint32
+}
+
+// tell lets the server know that a unary call was given up. It doesn't keep the caller, whose context has ended.
+func (p *clientPort) tell(k kind, call uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.farewell(k, call)
+}
+
+// farewell is tell with mu held.
+func (p *clientPort) farewell(k kind, call uint32) {
+	if p.untold = append(p.untold, farewell{k, call}); len(p.untold) == 1 && p.alive() {
+		go p.sendFarewells()
+	}
+}
+
+// sendFarewells sends one after the other: a server that doesn't read holds one goroutine.
+func (p *clientPort) sendFarewells() {
 	for {
 		p.mu.Lock()
-		if len(p.leaving) == 0 {
-			p.leaving = nil
+		if len(p.untold) == 0 {
+			p.untold = nil
 			p.mu.Unlock()
 			return
 		}
-		call := p.leaving[0]
+		next := p.untold[0]
 		p.mu.Unlock()
-		b := appendDatagram(nil, kindLeave, 0, call, 0)
+		b := appendDatagram(nil, next.kind, 0, next.call, 0)
 		if p.port.Send(context.Background(), &alpc.Message{Type: alpc.TypeDatagram, Data: b}) != nil {
 			return // the connection has ended
 		}
 		p.mu.Lock()
-		p.leaving = p.leaving[1:]
+		p.untold = p.untold[1:]
 		p.mu.Unlock()
 	}
 }

@@ -412,19 +412,28 @@ func (c *serverConn) takeParts(call uint32) []byte {
 	return b
 }
 
-// drop forgets what a caller that gave up has left.
-func (c *serverConn) drop(call uint32) {
+// drop forgets what a caller that gave up has left, and will leave.
+func (c *serverConn) drop(number uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.server.release(c, len(c.parts[call])+len(c.replies[call]))
-	delete(c.parts, call)
-	delete(c.replies, call)
+	c.server.release(c, len(c.parts[number])+len(c.replies[number]))
+	delete(c.parts, number)
+	delete(c.replies, number)
+	for _, call := range c.calls {
+		if call.number == number && call.stream == nil {
+			call.left = true
+		}
+	}
 }
 
 // keep holds a reply's body for the client to fetch.
-func (c *serverConn) keep(call uint32, body []byte) error {
+func (c *serverConn) keep(running *serverCall, body []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	call := running.number
+	if running.left {
+		return context.Canceled
+	}
 	if c.replies[call] != nil || len(c.replies) >= c.server.options.MaxCalls || !c.server.reserve(c, len(body)) {
 		return ntstatus.Errorf("rpc.serve", "", ntstatus.QuotaExceeded, "no room for a reply of %d bytes now", len(body))
 	}
