@@ -154,7 +154,7 @@ func (s *System) Tokens(ctx context.Context) (out []TokenInfo, err error) {
 				bad = err
 				continue
 			}
-			out = append(out, TokenInfo{Token: token, References: int(t.GetReferences())})
+			out = append(out, TokenInfo{Token: token, References: int(t.GetReferences()), Ended: t.GetEnded()})
 		}
 	})
 	if err == nil {

@@ -13,6 +13,7 @@ import (
 type TokenInfo struct {
 	Token      *security.Token
 	References int
+	Ended      bool // its logon session was ended: it opens nothing
 }
 
 // TokenDuplicate says what a duplicate is to be (NtDuplicateToken, and as much of NtFilterToken as a launcher needs).

@@ -75,6 +75,9 @@ const (
 	NotFound                 Status = 0xC0000225
 	Cancelled                Status = 0xC0000120
 	AccountExpired           Status = 0xC0000193
+	NoSuchAlias              Status = 0xC0000151
+	MemberNotInAlias         Status = 0xC0000152
+	MemberInAlias            Status = 0xC0000153
 	LogonTypeNotGranted      Status = 0xC000015B
 	ConnectionReset          Status = 0xC000020D
 	ReplyMessageMismatch     Status = 0xC000021F

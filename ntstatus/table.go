@@ -157,6 +157,12 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_CANCELLED", codeCanceled, "cancelled", ""}, true
 	case AccountExpired:
 		return entry{"STATUS_ACCOUNT_EXPIRED", codePermissionDenied, "the account has expired", ""}, true
+	case NoSuchAlias:
+		return entry{"STATUS_NO_SUCH_ALIAS", codeNotFound, "no such local group", ""}, true
+	case MemberNotInAlias:
+		return entry{"STATUS_MEMBER_NOT_IN_ALIAS", codeNotFound, "it is not a member of the group", ""}, true
+	case MemberInAlias:
+		return entry{"STATUS_MEMBER_IN_ALIAS", codeAlreadyExists, "it is a member of the group already", ""}, true
 	case LogonTypeNotGranted:
 		return entry{"STATUS_LOGON_TYPE_NOT_GRANTED", codePermissionDenied, "the account has no right to this kind of logon", ""}, true
 	case ConnectionReset:

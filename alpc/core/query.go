@@ -51,7 +51,7 @@ func (m *Machine) list(a *attachment, r *corepb.List, reply *corepb.Reply) *core
 			return m.needPrivilege(a, "core.List", security.SeTcb)
 		}
 		return paged(r, page, m.tokens, func(t *token) proto.Message {
-			row := &corepb.TokenInfo{Token: control.TokenToWire(t.value), References: t.references}
+			row := &corepb.TokenInfo{Token: control.TokenToWire(t.value), References: t.references, Ended: m.ended[t.value.AuthenticationID]}
 			page.Tokens = append(page.Tokens, row)
 			return row
 		})
@@ -150,7 +150,7 @@ func byName(children map[string]*object) []*object {
 }
 
 // key makes a directory come before what is in it, and all of that before the next name.
-func key(name string) string { return strings.TrimSuffix(name, `\`) + `\` }
+func key(name string) string { return fold(strings.TrimSuffix(name, `\`)) + `\` }
 
 func (m *Machine) may(a *attachment, o *object, desired security.AccessMask) bool {
 	return security.AccessCheck(security.CheckRequest{Descriptor: o.sd, Token: a.token.value, Desired: desired, Mapping: o.kind.mapping()}).Status == ntstatus.Success

@@ -4251,6 +4251,7 @@ type TokenInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	References    uint32                 `protobuf:"varint,2,opt,name=references,proto3" json:"references,omitempty"` // processes and attachments that hold it
+	Ended         bool                   `protobuf:"varint,3,opt,name=ended,proto3" json:"ended,omitempty"`           // its logon session was ended: it opens nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4297,6 +4298,13 @@ func (x *TokenInfo) GetReferences() uint32 {
 		return x.References
 	}
 	return 0
+}
+
+func (x *TokenInfo) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 type QueryCharges struct {
@@ -4866,12 +4874,13 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\bsince_ns\x18\x03 \x01(\x03R\asinceNs\x12 \n" +
 	"\vconnections\x18\x04 \x01(\rR\vconnections\x12\x14\n" +
 	"\x05ports\x18\x05 \x01(\rR\x05ports\x12\x18\n" +
-	"\aprogram\x18\x06 \x01(\tR\aprogram\"X\n" +
+	"\aprogram\x18\x06 \x01(\tR\aprogram\"n\n" +
 	"\tTokenInfo\x12+\n" +
 	"\x05token\x18\x01 \x01(\v2\x15.sallyport.core.TokenR\x05token\x12\x1e\n" +
 	"\n" +
 	"references\x18\x02 \x01(\rR\n" +
-	"references\" \n" +
+	"references\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\" \n" +
 	"\fQueryCharges\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\"N\n" +
 	"\x06Charge\x12\x1a\n" +

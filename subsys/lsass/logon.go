@@ -233,7 +233,6 @@ func (s *service) LogOff(ctx context.Context, req *lsapb.LogOffRequest) (*lsapb.
 	if err := s.system.EndLogonSession(ctx, session.id); err != nil {
 		return nil, ntstatus.Wrap(op, req.LogonSid, err)
 	}
-	s.sessions.end(session.id)
 	s.audit.record("4634", "logged off", caller, "user", s.nameOf(session.user), "logon_id", session.id)
 	return &lsapb.LogOffResponse{}, nil
 }

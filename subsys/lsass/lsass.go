@@ -74,11 +74,11 @@ func run(ctx context.Context, env *subsys.Env) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.sessions.adopt(ctx)
+	found, err := s.sessions.list(ctx)
 	if err != nil {
 		return err
 	}
-	env.Logger.Info("took over", "logon_sessions", found)
+	env.Logger.Info("took over", "logon_sessions", len(found))
 	if err := env.Ready(); err != nil {
 		return err
 	}

@@ -248,7 +248,7 @@ func (s *service) RemoveMember(ctx context.Context, req *lsapb.MemberRequest) (*
 func (s *service) member(ctx context.Context, event, what, op string, req *lsapb.MemberRequest, do func(uint32, string) (sam.Account, error)) (*lsapb.User, error) {
 	rid, ok := alias(req.Alias)
 	if !ok {
-		return nil, ntstatus.Errorf(op, req.Alias, sam.NoSuchAlias, "the aliases are Administrators and Users")
+		return nil, ntstatus.Errorf(op, req.Alias, ntstatus.NoSuchAlias, "the aliases are Administrators and Users")
 	}
 	a, err := do(rid, s.local(req.Member))
 	return s.changed(ctx, event, what, op, a, err)

@@ -3,12 +3,10 @@ package lsass
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"sync"
 
 	"sallyport/alpc"
-	"sallyport/ntstatus"
 	"sallyport/proto/lsapb"
 	"sallyport/security"
 	"sallyport/subsys/lsass/internal/principal"
@@ -29,7 +27,6 @@ type facts struct {
 	time      int64 // unix nanoseconds
 	origin    string
 	logonType lsapb.LogonType
-	ended     bool   // logged off: what tokens are left of it are dead
 	noted     uint64 // when, by sessions.last
 }
 
@@ -56,8 +53,8 @@ func (s *sessions) list(ctx context.Context) ([]*session, error) {
 	rows := map[security.LUID]*session{}
 	for _, t := range tokens {
 		id := t.Token.AuthenticationID
-		if !slices.ContainsFunc(t.Token.Groups, func(g security.Group) bool { return g.SID == security.LogonSID(id) }) {
-			continue // not made by a logon
+		if t.Ended || !slices.ContainsFunc(t.Token.Groups, func(g security.Group) bool { return g.SID == security.LogonSID(id) }) {
+			continue // logged off, so that what is left of it is dead, or not made by a logon
 		}
 		row := rows[id]
 		if row == nil {
@@ -81,40 +78,10 @@ func (s *sessions) list(ctx context.Context) ([]*session, error) {
 		if f, ok := s.known[id]; ok {
 			row.facts = f
 		}
-		if !row.ended {
-			out = append(out, row)
-		}
+		out = append(out, row)
 	}
 	slices.SortFunc(out, func(a, b *session) int { return cmp.Compare(a.id, b.id) })
 	return out, nil
-}
-
-// adopt reads the table for the first time and returns how many sessions there are. Which of them were logged off while somebody
-// still held their tokens the core knows: it makes no more tokens for those.
-func (s *sessions) adopt(ctx context.Context) (int, error) {
-	found, err := s.list(ctx)
-	if err != nil {
-		return 0, err
-	}
-	live := 0
-	for _, l := range found {
-		probe, err := s.system.CreateToken(ctx, &security.Token{
-			AuthenticationID: l.id, Type: security.TokenPrimary, User: security.Group{SID: security.Anonymous()},
-			PrimaryGroup: security.Anonymous(), Integrity: security.IntegrityUntrusted(),
-		})
-		switch {
-		case err == nil:
-			live++
-			err = s.system.CloseToken(ctx, probe.TokenID)
-		case errors.Is(err, ntstatus.NoSuchLogonSession):
-			s.end(l.id)
-			err = nil
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	return live, nil
 }
 
 // find looks a session up by its logon SID.
@@ -152,12 +119,3 @@ func (s *sessions) note(id security.LUID, f facts) (crowded bool) {
 
 // sweepEvery bounds what is known of sessions that are over.
 const sweepEvery = 256
-
-// end remembers that a session was logged off.
-func (s *sessions) end(id security.LUID) {
-	s.mu.Lock()
-	f := s.known[id]
-	s.mu.Unlock()
-	f.ended = true
-	s.note(id, f)
-}

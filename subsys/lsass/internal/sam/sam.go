@@ -340,7 +340,7 @@ func (d *DB) Unlock(name string) (Account, error) {
 func (d *DB) AddMember(alias uint32, name string) (Account, error) {
 	return d.Update(name, func(a *Account) error {
 		if a.Member(alias) {
-			return ntstatus.Errorf("sam.AddMember", a.Name, MemberInAlias, "it is a member already")
+			return ntstatus.Errorf("sam.AddMember", a.Name, ntstatus.MemberInAlias, "it is a member already")
 		}
 		a.Aliases = append(a.Aliases, alias)
 		slices.SortFunc(a.Aliases, cmp.Compare[uint32])
@@ -353,16 +353,9 @@ func (d *DB) RemoveMember(alias uint32, name string) (Account, error) {
 	return d.Update(name, func(a *Account) error {
 		i := slices.Index(a.Aliases, alias)
 		if i < 0 {
-			return ntstatus.Errorf("sam.RemoveMember", a.Name, MemberNotInAlias, "it is not a member")
+			return ntstatus.Errorf("sam.RemoveMember", a.Name, ntstatus.MemberNotInAlias, "it is not a member")
 		}
 		a.Aliases = slices.Delete(a.Aliases, i, i+1)
 		return nil
 	})
 }
-
-// Statuses of memberships (MS-ERREF 2.3.1).
-const (
-	NoSuchAlias      ntstatus.Status = 0xC0000151
-	MemberNotInAlias ntstatus.Status = 0xC0000152
-	MemberInAlias    ntstatus.Status = 0xC0000153
-)
