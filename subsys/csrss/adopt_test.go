@@ -45,7 +45,7 @@ func startProcess(t *testing.T) *server {
 	s := &server{core: alpctest.Start(t, alpctest.AsProcess())}
 	s.system = s.core.Attach(t, nil)
 	require.NoError(t, s.system.RegisterSpawner(alpctest.Context(t)))
-	s.manager = csrtest.Start(t, s.system)
+	s.manager = csrtest.Start(t, s.system, "")
 	require.NoError(t, s.system.Declare(alpctest.Context(t), csr.PortName(0), alpc.PortAttributes{
 		SecurityDescriptor: "O:SYG:SYD:(A;;0x1f0001;;;SY)(A;;0x1;;;AU)", HandleTypes: alpc.HandleAny}, security.LocalSystem()))
 	s.start(t)

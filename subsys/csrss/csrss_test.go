@@ -34,7 +34,7 @@ type world struct {
 func start(t *testing.T) *world {
 	t.Helper()
 	w := &world{core: alpctest.Start(t), user: alpctest.User(1000)}
-	w.manager = csrtest.Start(t, w.core.Attach(t, nil))
+	w.manager = csrtest.Start(t, w.core.Attach(t, nil), "")
 	hosted, err := subsys.Host(alpctest.Context(t), csrss.Server(), subsys.Env{System: w.core.Attach(t, nil)})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, hosted.Stop(alpctest.Context(t))) })

@@ -56,8 +56,12 @@ func open(t *testing.T, args ...string) *station {
 	t.Helper()
 	s := &station{t: t, core: alpctest.Start(t), state: t.TempDir(), home: t.TempDir()}
 	creator := alpctest.User(1000)
-	manager := csrtest.Start(t, s.core.Attach(t, nil))
-	manager.Creator = creator.User.SID.String()
+	csrtest.Start(t, s.core.Attach(t, nil), creator.User.SID.String())
+	// As smss does: clients of a server that is away wait for it.
+	for _, port := range []string{csr.PortName(0), lsa.PortName} {
+		require.NoError(t, s.core.Attach(t, nil).Declare(s.ctx(), port, alpc.PortAttributes{
+			SecurityDescriptor: "O:SYG:SYD:(A;;0x1f0001;;;SY)(A;;0x1;;;AU)", HandleTypes: alpc.HandleAny}, security.LocalSystem()))
+	}
 	s.csrss, s.lsass = s.host(csrss.Server()), s.host(lsass.Server())
 	t.Cleanup(func() { s.csrss.Stop(s.ctx()); s.lsass.Stop(s.ctx()) })
 	var err error
@@ -277,7 +281,6 @@ func TestServersComeAndGoAndTheShellNeverNotices(t *testing.T) {
 	s := open(t)
 	// lsass goes before the answer and comes back: the logon waits for it.
 	require.NoError(t, s.lsass.Stop(s.ctx()))
-	s.declare(lsa.PortName)
 	s.answer("login: ", "alice\r")
 	s.answer("Password: ", password+"\r")
 	s.lsass = s.host(lsass.Server())
@@ -287,28 +290,18 @@ func TestServersComeAndGoAndTheShellNeverNotices(t *testing.T) {
 	require.NoError(t, s.csrss.Stop(s.ctx()))
 	_, err := s.a.Recv()
 	require.Error(t, err)
-	s.declare(csr.PortName(0))
 	s.csrss = s.host(csrss.Server())
 	s.sitDown()
 	s.press("echo is $x\r")
 	s.expect("is remembered")
 
 	require.NoError(t, s.lsass.Stop(s.ctx()))
-	s.declare(lsa.PortName)
 	s.answer(prompt(), "exit\r")
 	s.lsass = s.host(lsass.Server())
 	s.gone()
 	s.admin, err = lsa.Dial(s.ctx(), s.core.Attach(t, alpctest.Admin(500)))
 	require.NoError(t, err)
 	require.Empty(t, s.sessions())
-}
-
-// declare keeps a port's clients waiting while it has no server, as smss does.
-func (s *station) declare(port string) {
-	s.t.Helper()
-	sys := s.core.Attach(s.t, nil)
-	attributes := alpc.PortAttributes{SecurityDescriptor: "O:SYG:SYD:(A;;0x1f0001;;;SY)(A;;0x1;;;AU)", HandleTypes: alpc.HandleAny}
-	require.Eventually(s.t, func() bool { return sys.Declare(s.ctx(), port, attributes, security.LocalSystem()) == nil }, 5*time.Second, time.Millisecond)
 }
 
 func TestTheNextUserSeesNothingOfTheLast(t *testing.T) {

@@ -29,7 +29,7 @@ import (
 // Manager is a session manager that lives as long as its test.
 type Manager struct {
 	smpb.UnimplementedSessionManagerServer
-	Creator string // of every session, a SID
+	creator string
 
 	mu      sync.Mutex
 	last    uint64
@@ -50,10 +50,11 @@ type program struct {
 	group int
 }
 
-// Start serves \SmApiPort on an attachment that is LocalSystem's. At the test's end it kills what it started.
-func Start(t testing.TB, system *alpc.System) *Manager {
+// Start serves \SmApiPort on an attachment that is LocalSystem's. creator (a SID; may be empty) is whoever made the sessions that
+// there are. At the test's end it kills what it started.
+func Start(t testing.TB, system *alpc.System, creator string) *Manager {
 	t.Helper()
-	m := &Manager{stored: map[string]stored{}, running: map[uint64]*program{}, changed: make(chan struct{}), ready: make(chan struct{})}
+	m := &Manager{creator: creator, stored: map[string]stored{}, running: map[uint64]*program{}, changed: make(chan struct{}), ready: make(chan struct{})}
 	server := rpc.NewServer(rpc.ServerOptions{System: system})
 	smpb.RegisterSessionManagerServer(server, m)
 	const everybody = "O:SYG:SYD:(A;;0x1f001f;;;WD)"
@@ -137,7 +138,7 @@ func (m *Manager) Ready(context.Context, *smpb.ReadyRequest) (*smpb.ReadyRespons
 }
 
 func (m *Manager) ListSessions(context.Context, *smpb.ListSessionsRequest) (*smpb.ListSessionsResponse, error) {
-	return &smpb.ListSessionsResponse{Sessions: []*smpb.Session{{Session: 0, Creator: m.Creator}, {Session: 1, Creator: m.Creator}}}, nil
+	return &smpb.ListSessionsResponse{Sessions: []*smpb.Session{{Session: 0, Creator: m.creator}, {Session: 1, Creator: m.creator}}}, nil
 }
 
 func (m *Manager) ExecPgm(ctx context.Context, r *smpb.ExecPgmRequest) (*smpb.ExecPgmResponse, error) {
