@@ -87,7 +87,12 @@ func (s *station) ctx() context.Context { return alpctest.Context(s.t) }
 
 func (s *station) host(server subsys.Server, args ...string) *subsys.Hosted {
 	s.t.Helper()
-	hosted, err := subsys.Host(context.Background(), server, subsys.Env{System: s.core.Attach(s.t, nil), StateDir: s.state, Args: args})
+	var hosted *subsys.Hosted
+	var err error
+	require.Eventually(s.t, func() bool { // the port of its predecessor may be open for another moment
+		hosted, err = subsys.Host(context.Background(), server, subsys.Env{System: s.core.Attach(s.t, nil), StateDir: s.state, Args: args})
+		return ntstatus.Of(err) != ntstatus.ObjectNameCollision
+	}, 5*time.Second, time.Millisecond)
 	require.NoError(s.t, err)
 	return hosted
 }
@@ -189,6 +194,8 @@ func TestAPersonLogsOnWorksAndLogsOff(t *testing.T) {
 
 	// Ctrl-C reaches what runs in front, and nobody else.
 	s.answer(prompt(), "cat\r")
+	s.press("meow\r")
+	s.expect("meow\r\nmeow\r\n") // it runs
 	s.press("\x03")
 	s.answer(prompt(), "exit\r")
 	s.gone()
