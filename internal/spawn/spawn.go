@@ -124,7 +124,7 @@ func Start(p Program) (*Process, error) {
 	}
 	unix.SetNonblock(fd, true) // so that the netpoller waits for it, not a thread
 	proc := &Process{pid: pid, pidfd: os.NewFile(uintptr(fd), "pidfd")}
-	if err := p.Limits.apply(pid); err != nil {
+	if err := p.Limits.apply(pid, p.User); err != nil {
 		proc.Kill()
 		return nil, err
 	}
@@ -133,43 +133,71 @@ func Start(p Program) (*Process, error) {
 
 // fork starts the process from a thread that has what the child is to inherit.
 func fork(p Program, attr *syscall.ProcAttr) (pid int, err error) {
-	if !p.NoNewPrivileges {
+	start := func() error {
 		pid, _, err = syscall.StartProcess(p.Path, p.Args, attr)
-		return pid, err
+		return err
 	}
+	if !p.NoNewPrivileges {
+		return pid, start()
+	}
+	return pid, onSpareThread(func() error {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl", err)
+		}
+		return start()
+	})
+}
+
+// onSpareThread runs f on a thread that ends with it, because f changes the thread for good.
+func onSpareThread(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread can't end and would keep the mark: hold it, so that the next goroutine gets another.
+			// The main thread can't end: hold it, so that the next goroutine gets another.
 			defer runtime.UnlockOSThread()
-			pid, err = fork(p, attr)
+			err = onSpareThread(f)
 			return
 		}
-		// The mark can't be taken off a thread again: it ends with its goroutine, as nobody unlocks it.
-		if err = os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); err == nil {
-			pid, _, err = syscall.StartProcess(p.Path, p.Args, attr)
-		}
+		err = f() // nobody unlocks the thread, so it ends here
 	}()
 	<-done
-	return pid, err
+	return err
 }
 
-func (l Limits) apply(pid int) error {
-	for _, e := range []struct {
-		resource int
-		value    uint64
-	}{{unix.RLIMIT_NOFILE, l.OpenFiles}, {unix.RLIMIT_NPROC, l.Processes}, {unix.RLIMIT_AS, l.MemoryBytes}, {unix.RLIMIT_CORE, l.CoreBytes}, {unix.RLIMIT_CPU, l.CPUSeconds}} {
-		if e.value == 0 {
-			continue
+// apply sets the limits of a child that runs as user; nil: as the caller does.
+func (l Limits) apply(pid int, user *User) error {
+	set := func() error {
+		for _, e := range []struct {
+			resource int
+			value    uint64
+		}{{unix.RLIMIT_NOFILE, l.OpenFiles}, {unix.RLIMIT_NPROC, l.Processes}, {unix.RLIMIT_AS, l.MemoryBytes}, {unix.RLIMIT_CORE, l.CoreBytes}, {unix.RLIMIT_CPU, l.CPUSeconds}} {
+			if e.value == 0 {
+				continue
+			}
+			err := unix.Prlimit(pid, e.resource, &unix.Rlimit{Cur: e.value, Max: e.value}, nil)
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				return os.NewSyscallError("prlimit", err)
+			}
 		}
-		err := unix.Prlimit(pid, e.resource, &unix.Rlimit{Cur: e.value, Max: e.value}, nil)
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return os.NewSyscallError("prlimit", err)
-		}
+		return nil
 	}
-	return nil
+	err := set()
+	if user == nil || !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	// A root without CAP_SYS_RESOURCE, as in a container, may not limit another user's process; that user may.
+	return onSpareThread(func() error {
+		gid, uid := uintptr(user.GID), uintptr(user.UID)
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
+			return os.NewSyscallError("setresgid", errno)
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
+			return os.NewSyscallError("setresuid", errno)
+		}
+		return set()
+	})
 }
 
 // PID is the process's number; it stays the process's until Reap.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -218,13 +219,29 @@ func TestUserIsSwitched(t *testing.T) {
 }
 
 func TestLimitsHold(t *testing.T) {
-	proc, out := start(t, "sleep", func(p *spawn.Program) { p.Limits = spawn.Limits{CoreBytes: 8192, OpenFiles: 100} })
+	proc, out := start(t, "sleep", func(p *spawn.Program) {
+		p.Limits = spawn.Limits{CoreBytes: 8192, OpenFiles: 100}
+		if os.Getuid() == 0 {
+			p.User = &spawn.User{UID: 12345, GID: 23456}
+		}
+	})
 	_, err := out.ReadString('\n')
 	require.NoError(t, err)
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", proc.PID()))
 	require.NoError(t, err)
 	require.Regexp(t, `Max core file size\s+8192\s+8192`, string(text))
 	require.Regexp(t, `Max open files\s+100\s+100`, string(text))
+	own, err := filepath.Glob("/proc/self/task/*/status")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { // the thread that set them is gone, or going
+		for _, path := range own {
+			text, err := os.ReadFile(path)
+			if err == nil && strings.Contains(string(text), "\nUid:\t12345") {
+				return false
+			}
+		}
+		return true
+	}, 5*time.Second, time.Millisecond)
 }
 
 func TestNoNewPrivilegesIsTheChildsAlone(t *testing.T) {

@@ -2,6 +2,7 @@ package smss
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -117,3 +118,49 @@ func (d *Driver) Next() time.Duration {
 	}
 	return -1
 }
+
+// Keeper is the keeper of one owner, without processes.
+type Keeper struct{ k *keeper }
+
+// NewKeeper returns an empty one.
+func NewKeeper() Keeper { return Keeper{newKeeper()} }
+
+// Store is store.
+func (k Keeper) Store(name string, data []byte, files ...*os.File) error {
+	return k.k.store("owner", name, files, data)
+}
+
+// Remove is remove.
+func (k Keeper) Remove(name string) { k.k.remove("owner", name) }
+
+// End is what happens when the owner's session ends.
+func (k Keeper) End() { k.k.endOwner("owner", 0) }
+
+// Pages fetches all in pages of a number of files and returns the names on each.
+func (k Keeper) Pages(limit int) (pages [][]string, err error) {
+	for after := ""; ; {
+		entries, next, err := k.k.fetch("owner", "", after, limit)
+		if err != nil {
+			return nil, err
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.name)
+			for _, f := range e.files {
+				f.Close()
+			}
+		}
+		pages = append(pages, names)
+		if after = next; after == "" {
+			return pages, nil
+		}
+	}
+}
+
+// Limits of an owner.
+const (
+	MaxEntries       = maxEntries
+	MaxEntryHandles  = maxEntryHandles
+	MaxStoredHandles = maxStoredHandles
+	MaxEntryData     = maxEntryData
+)

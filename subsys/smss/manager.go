@@ -14,6 +14,7 @@ package smss
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -481,6 +482,9 @@ func (m *manager) startServer(name string) (int, error) {
 	defer m.o.System.CloseToken(context.WithoutCancel(ctx), token.TokenID)
 	proc, err := m.keep.fork(p)
 	if err != nil {
+		if user != nil && (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL)) {
+			err = fmt.Errorf("%w: this root may not become uid %d; uid_base = 0 in the configuration runs servers as root itself", err, user.UID)
+		}
 		return 0, err
 	}
 	key, err := pidfd.KeyOf(proc.PIDFD())

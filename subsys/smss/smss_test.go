@@ -23,6 +23,7 @@ import (
 	"sallyport/alpc/alpctest"
 	"sallyport/alpc/core"
 	"sallyport/internal/pidfd"
+	"sallyport/internal/pty"
 	"sallyport/internal/spawn"
 	"sallyport/ntstatus"
 	"sallyport/proto/smpb"
@@ -209,8 +210,72 @@ func obey(ctx context.Context, env *subsys.Env, word []string) (string, error) {
 		return strings.Join(out, " "), err
 	case "env":
 		return fmt.Sprintf("%s %d %v uid=%d privileges=%d", env.Name, env.Session, env.StateDir != "", os.Getuid(), len(env.System.Token().Privileges)), os.WriteFile(filepath.Join(env.StateDir, "x"), nil, 0o600)
-	case "die":
-		os.Exit(7)
+	case "odd":
+		p := sm.Program{Name: "odd", Path: "/bin/true", Session: env.Session}
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			return "", err
+		}
+		defer null.Close()
+		switch word[1] {
+		case "relative":
+			p.Path = "bin/true"
+		case "missing":
+			p.Path = "no-such-program"
+		case "absent":
+			p.Path = "/no/such"
+		case "session":
+			p.Session = 99
+		case "other-session":
+			p.Session = 0
+		case "nul":
+			p.Args = []string{"true", "a\x00b"}
+		case "big":
+			p.Env = []string{"X=" + strings.Repeat("x", 200<<10)}
+		case "nameless":
+			p.Name = ""
+		case "directory":
+			p.Dir = "/no/such"
+		case "terminal":
+			p.Terminal, p.Stdin, p.Stdout, p.Stderr = null, null, null, null
+		case "no-terminal":
+			p.Terminal = null
+		}
+		_, err = env.Manager.ExecPgm(ctx, p)
+		return "started", err
+	case "terminal":
+		// A shell whose controlling terminal is ours says so, and what it was given beside it.
+		master, err := pty.Open(pty.Size{Rows: 33, Columns: 99})
+		if err != nil {
+			return "", err
+		}
+		defer master.Close()
+		slave, err := pty.Peer(master)
+		if err != nil {
+			return "", err
+		}
+		extra, err := os.Open("/proc/self/comm")
+		if err != nil {
+			return "", err
+		}
+		defer extra.Close()
+		proc, err := env.Manager.ExecPgm(ctx, sm.Program{Name: "tty", Path: "/bin/sh", Args: []string{"sh", "-c", "stty size </dev/tty; readlink /proc/self/fd/3; ulimit -n; umask; pwd; echo $SALLYPORT_SESSION; grep NoNewPrivs /proc/self/status; echo end"},
+			Env: []string{"PATH=/usr/bin:/bin"}, Dir: "/proc", Terminal: slave, Extra: []*os.File{extra}, Session: env.Session, Limits: sm.Limits{OpenFiles: 77}, NoNewPrivileges: true})
+		slave.Close()
+		if err != nil {
+			return "", err
+		}
+		defer proc.PIDFD.Close()
+		var text string
+		buf := make([]byte, 1000)
+		for !strings.Contains(text, "end") {
+			n, err := master.Read(buf)
+			if err != nil {
+				return "", err
+			}
+			text += string(buf[:n])
+		}
+		return strings.ReplaceAll(text, "\r", ""), nil
 	}
 	return "", fmt.Errorf("what is %q?", word[0])
 }
@@ -496,6 +561,20 @@ descriptor = "D:(A;;GA;;;SY)(A;;0x1;;;AU)"
 	require.Equal(t, "", s.tell("worker", "list"))
 }
 
+func TestProgramGetsWhatItWasGivenAndNoMore(t *testing.T) {
+	s := start(t, testConfig).attach()
+	for kind, status := range map[string]ntstatus.Status{
+		"relative": ntstatus.InvalidParameter, "missing": ntstatus.ObjectNameNotFound, "absent": ntstatus.ObjectNameNotFound, "session": ntstatus.InvalidParameter,
+		"nul": ntstatus.InvalidParameter, "big": ntstatus.InvalidParameter, "nameless": ntstatus.InvalidParameter, "directory": ntstatus.ObjectNameNotFound,
+		"terminal": ntstatus.InvalidParameter, "no-terminal": ntstatus.NotSupported,
+	} {
+		require.Contains(t, s.tell("worker", "odd %s", kind), status.String(), kind)
+	}
+	require.Equal(t, "", s.tell("worker", "list"), "what was refused left no trace")
+	require.Regexp(t, `^33 99\n/proc/\d+/comm\n77\n0022\n/proc\n0\nNoNewPrivs:\s1\nend\n$`, s.tell("worker", "terminal"))
+	require.Equal(t, "started", s.tell("worker", "odd not"))
+}
+
 func TestOnlyServersAreOwners(t *testing.T) {
 	s := start(t, testConfig).attach()
 	_, err := s.client.ExecPgm(s.context(), sm.Program{Name: "x", Path: "/bin/true"})
@@ -535,6 +614,7 @@ stop_timeout = "200ms"
 	require.Contains(t, s.tell("shell@1", "env"), "shell@1 1 true")
 	_, pid := s.exec("shell@1", "exec user trap '' HUP TERM; (setsid sleep 64 &) ; sleep 65")
 	s.exec("desk@2", "exec user exec sleep 66")
+	require.Contains(t, s.tell("shell@1", "odd other-session"), "STATUS_ACCESS_DENIED")
 
 	sessions, err := s.client.Sessions(s.context())
 	require.NoError(t, err)
