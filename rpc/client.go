@@ -213,6 +213,7 @@ type clientPort struct {
 	left    map[uint32]struct{} // streams given up, of which more may come
 	untold  []farewell          // calls given up that the server doesn't know of
 	reading bool
+	ended   bool               // nobody will receive any more
 	stop    context.CancelFunc // ends the receive in progress
 }
 

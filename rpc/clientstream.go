@@ -3,6 +3,8 @@ package rpc
 import (
 	"context"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -100,6 +102,9 @@ func (s *clientStream) open(buf *buffer, flags uint8) {
 			return
 		}
 		f, err := s.conn.reply(m, s.options.handles)
+		if err == nil && f.flags != 0 {
+			err = s.conn.broken(s.method, invalidFrame("a stream's reply to be fetched"))
+		}
 		if err != nil {
 			s.finish(nil, localError(s.method, "", err), true)
 			return
@@ -108,10 +113,21 @@ func (s *clientStream) open(buf *buffer, flags uint8) {
 		s.reply = &f
 		whole := s.got >= f.count
 		s.mu.Unlock()
-		if whole {
+		s.conn.mu.Lock()
+		ended := s.conn.ended
+		s.conn.mu.Unlock()
+		switch {
+		case whole:
 			s.ended()
+		case ended:
+			s.lost()
 		}
 	}()
+}
+
+// lost ends a stream whose reply promised more than came before the connection ended.
+func (s *clientStream) lost() {
+	s.finish(nil, localError(s.method, "", ntstatus.New("rpc.receive", "", ntstatus.PortDisconnected)), true)
 }
 
 // arrived is a datagram of this stream; false says that the server broke the protocol.
@@ -447,7 +463,17 @@ func (p *clientPort) read(ctx context.Context) {
 			if len(p.streams)+len(p.left) == 0 || !p.alive() || ctx.Err() == nil {
 				p.reading = false
 				p.stop()
+				p.ended = !p.alive()
+				orphans := slices.Collect(maps.Values(p.streams))
 				p.mu.Unlock()
+				for _, s := range orphans {
+					s.mu.Lock()
+					replied := s.reply != nil
+					s.mu.Unlock()
+					if replied {
+						s.lost()
+					}
+				}
 				return
 			}
 			ctx, p.stop = context.WithCancel(context.Background())
