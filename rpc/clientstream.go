@@ -468,9 +468,9 @@ func (p *clientPort) read(ctx context.Context) {
 				p.mu.Unlock()
 				for _, s := range orphans {
 					s.mu.Lock()
-					replied := s.reply != nil
+					short := s.reply != nil && s.got < s.reply.count
 					s.mu.Unlock()
-					if replied {
+					if short {
 						s.lost()
 					}
 				}
