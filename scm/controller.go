@@ -86,14 +86,18 @@ type controller struct {
 	answers  map[uint64]chan uint32 // native controls that await their handler's result
 	nextID   uint64
 	lock     *lockHolder
+	handles  map[uint64]*handle
 	leaving  map[string]chan struct{} // deleted services that are still being removed; closed when they are
 	jobs     []func(context.Context)
+	working  bool          // the worker has taken jobs that are not done
 	wake     chan struct{} // capacity 1: there are jobs
 }
 
 type lockHolder struct {
-	owner string
-	since time.Time
+	owner      string
+	connection uint64
+	since      time.Time
+	released   chan struct{}
 }
 
 func newController(sys *alpc.System, log hclog.Logger, db *store.DB, keeper *sm.Client, state, runtime string) (*controller, error) {
@@ -104,7 +108,7 @@ func newController(sys *alpc.System, log hclog.Logger, db *store.DB, keeper *sm.
 	c := &controller{
 		sys: sys, log: log, db: db, keeper: keeper, logs: filepath.Join(state, "logs"), runtime: runtime, manager: manager,
 		machine: NewMachine(), entries: map[*Service]*entry{}, watchers: map[*watcher]struct{}{}, answers: map[uint64]chan uint32{},
-		leaving: map[string]chan struct{}{}, wake: make(chan struct{}, 1),
+		leaving: map[string]chan struct{}{}, handles: map[uint64]*handle{}, wake: make(chan struct{}, 1),
 		nextID: uint64(time.Now().UnixNano()), // a service may still answer what a predecessor asked
 	}
 	c.timer = time.AfterFunc(time.Hour, func() {
@@ -209,7 +213,7 @@ func (c *controller) work(ctx context.Context) {
 	for {
 		c.mu.Lock()
 		jobs := c.jobs
-		c.jobs = nil
+		c.jobs, c.working = nil, len(c.jobs) > 0
 		c.mu.Unlock()
 		for _, job := range jobs {
 			call, cancel := context.WithTimeout(ctx, keeperTimeout)
@@ -445,7 +449,7 @@ func (c *controller) shutdown(ctx context.Context) {
 	defer c.unwatch(w)
 	for {
 		c.mu.Lock()
-		idle := c.machine.Idle() && len(c.jobs) == 0
+		idle := c.machine.Idle() && len(c.jobs) == 0 && !c.working
 		c.mu.Unlock()
 		if idle {
 			return

@@ -70,16 +70,12 @@ func (s *dispatcher) Dispatch(stream grpc.BidiStreamingServer[scmpb.FromService,
 			e.native.close()
 		}
 		e.native = d
+		said := State(hello.Status.GetState())
+		if hello.Status == nil || e.service.Run.State == StopPending && said != StopPending && said != Stopped {
+			return c.machine.Step(now, Event{Type: EventConnected, Service: key, Attempt: attempt})
+		}
 		// One that has a status was started by this controller's predecessor and must not be started twice.
-		if hello.Status == nil || e.service.Run.State == StopPending {
-			if err := c.machine.Step(now, Event{Type: EventConnected, Service: key, Attempt: attempt}); err != nil {
-				return err
-			}
-		}
-		if hello.Status != nil && e.service.Run.State != StopPending {
-			return c.machine.Step(now, Event{Type: EventReport, Service: key, Attempt: attempt, Report: hello.Status})
-		}
-		return nil
+		return c.machine.Step(now, Event{Type: EventReport, Service: key, Attempt: attempt, Report: hello.Status})
 	}); err != nil {
 		return err
 	}
@@ -90,6 +86,9 @@ func (s *dispatcher) Dispatch(stream grpc.BidiStreamingServer[scmpb.FromService,
 			e.native = nil
 		}
 	}()
+	if State(hello.Status.GetState()) == Stopped {
+		return nil
+	}
 	gone := make(chan error, 1)
 	go func() { gone <- c.hear(stream, key, attempt) }()
 	for {
@@ -107,7 +106,7 @@ func (s *dispatcher) Dispatch(stream grpc.BidiStreamingServer[scmpb.FromService,
 }
 
 // hear takes what a service says until its channel ends. A report that the table does not allow is refused and logged; the service
-// goes on.
+// goes on. After SERVICE_STOPPED the controller ends the channel: that tells the service that its last word was heard.
 func (c *controller) hear(stream grpc.BidiStreamingServer[scmpb.FromService, scmpb.ToService], key string, attempt uint64) error {
 	for {
 		m, err := stream.Recv()
@@ -118,6 +117,8 @@ func (c *controller) hear(stream grpc.BidiStreamingServer[scmpb.FromService, scm
 		case m.GetStatus() != nil:
 			if err := c.step(Event{Type: EventReport, Service: key, Attempt: attempt, Report: m.GetStatus()}); err != nil {
 				c.log.Warn("a status was refused", "service", key, "error", err)
+			} else if State(m.GetStatus().State) == Stopped {
+				return nil
 			}
 		case m.GetResult() != nil:
 			r := m.GetResult()
@@ -130,6 +131,9 @@ func (c *controller) hear(stream grpc.BidiStreamingServer[scmpb.FromService, scm
 					select {
 					case answer <- r.Win32Error:
 					default: // answered already
+					}
+					if s, ok := c.machine.Get(key); ok {
+						c.machine.touch(s) // wakes who waits for the answer
 					}
 				}
 				return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -149,6 +150,15 @@ func (c *controller) environment(e *entry, config *scmpb.ServiceConfig, logon *l
 			env = append(env, "WATCHDOG_USEC="+strconv.FormatInt(milliseconds(config.WatchdogMs).Microseconds(), 10))
 		}
 	}
+	own := map[string]bool{}
+	for _, e := range config.Environment {
+		name, _, _ := strings.Cut(e, "=")
+		own[name] = true
+	}
+	env = slices.DeleteFunc(env, func(e string) bool {
+		name, _, _ := strings.Cut(e, "=")
+		return own[name]
+	})
 	return append(env, config.Environment...)
 }
 

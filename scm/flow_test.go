@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 			}
 			return 64
 		},
-		"counter": counter, "notify": notifier, "native": native,
+		"counter": counter, "notify": notifier, "native": native, "posed": posed,
 	}
 	if be, ok := roles[os.Getenv(role)]; ok {
 		os.Exit(be())
@@ -404,12 +404,14 @@ func TestNobodyElseDispatchesForAService(t *testing.T) {
 	s := boot(t)
 	service := s.create("mine", "native", nil)
 	s.start(service)
-	exe, err := os.Executable()
-	require.NoError(t, err)
-	thief := exec.Command(exe)
-	thief.Env = []string{role + "=native", scm.EnvService + "=mine", "SALLYPORT_CORE=" + s.core}
-	out, err := thief.CombinedOutput()
-	require.Error(t, err, "%s", out)
+	// Another service, a process that scm itself started, takes the name.
+	thief := s.create("thief", "native", func(c *scmpb.ServiceConfig) {
+		c.Environment = append(c.Environment, scm.EnvService+"=mine")
+		c.FailureActions = &scmpb.FailureActions{}
+	})
+	_, err := thief.Start(s.context(), true)
+	require.ErrorIs(t, err, ntstatus.ProcessAborted)
+	require.Contains(t, s.log(thief), "not the process that was started")
 	_, err = service.Control(s.context(), mgr.ControlInterrogate)
 	require.NoError(t, err, "the service keeps its channel")
 }

@@ -264,6 +264,9 @@ func allowed(ctx context.Context, d *security.Descriptor, right security.AccessM
 func (s *server) OpenService(r *scmpb.OpenServiceRequest, stream grpc.ServerStreamingServer[scmpb.OpenServiceResponse]) error {
 	const op = "scm.OpenService"
 	c, ctx := s.c, stream.Context()
+	if r.Name == "" {
+		return ntstatus.New(op, "", ntstatus.InvalidParameter)
+	}
 	if _, err := c.resolve(ctx, r.Name); err != nil {
 		return err
 	}
@@ -272,9 +275,9 @@ func (s *server) OpenService(r *scmpb.OpenServiceRequest, stream grpc.ServerStre
 		return ntstatus.New(op, r.Name, ntstatus.AccessDenied)
 	}
 	var name string
-	var service *Service
 	var id uint64
 	var granted security.AccessMask
+	closed := make(chan struct{})
 	if err := c.apply(func(time.Time) error {
 		e, err := c.find(op, r.Name)
 		if err != nil {
@@ -289,17 +292,52 @@ func (s *server) OpenService(r *scmpb.OpenServiceRequest, stream grpc.ServerStre
 			granted = d.Granted
 		}
 		c.nextID++
-		id, service, name = c.nextID, e.service, e.service.Config.Name
-		return c.machine.Hold(service.Key, id, fmt.Sprintf("process %d (%s)", caller.PID, caller.Token.User.SID))
+		id, name = c.nextID, e.service.Config.Name
+		c.handles[id] = &handle{service: e.service, connection: caller.Connection, closed: closed}
+		return c.machine.Hold(e.service.Key, id, fmt.Sprintf("process %d (%s)", caller.PID, caller.Token.User.SID))
 	}); err != nil {
 		return err
 	}
-	defer func() { _ = c.apply(func(now time.Time) error { c.machine.Release(now, service, id); return nil }) }()
-	if err := stream.Send(&scmpb.OpenServiceResponse{Name: name, GrantedAccess: uint32(granted)}); err != nil {
+	defer c.closeHandle(id, caller.Connection)
+	if err := stream.Send(&scmpb.OpenServiceResponse{Name: name, GrantedAccess: uint32(granted), Handle: id}); err != nil {
 		return err
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	select {
+	case <-closed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// handle is an open service.
+type handle struct {
+	service    *Service
+	connection uint64
+	closed     chan struct{}
+}
+
+// closeHandle ends a handle of the connection; false if there is none of that number.
+func (c *controller) closeHandle(id, connection uint64) (ok bool) {
+	_ = c.apply(func(now time.Time) error {
+		h := c.handles[id]
+		if ok = h != nil && h.connection == connection; ok {
+			delete(c.handles, id)
+			close(h.closed)
+			c.machine.Release(now, h.service, id)
+		}
+		return nil
+	})
+	return ok
+}
+
+// CloseServiceHandle is CloseServiceHandle: what was only kept for the handle is gone when it answers.
+func (s *server) CloseServiceHandle(ctx context.Context, r *scmpb.CloseServiceHandleRequest) (*scmpb.CloseServiceHandleResponse, error) {
+	caller, ok := rpc.Caller(ctx)
+	if !ok || !s.c.closeHandle(r.Handle, caller.Connection) {
+		return nil, ntstatus.New(statusOp("CloseServiceHandle"), "", ntstatus.InvalidHandle)
+	}
+	return &scmpb.CloseServiceHandleResponse{}, nil
 }
 
 func (s *server) StartService(ctx context.Context, r *scmpb.StartServiceRequest) (*scmpb.ServiceStatus, error) {
@@ -410,7 +448,7 @@ func (s *server) UserControlService(ctx context.Context, r *scmpb.ControlRequest
 // control sends a control and, for a native service, waits for its handler's answer: each service for itself, so that one that hangs
 // delays nobody else.
 func (c *controller) control(ctx context.Context, op, name string, control uint32, dependents bool) (*scmpb.ServiceStatus, error) {
-	var id uint64
+	var id, process uint64
 	var answer chan uint32
 	st, err := c.answer(op, name, func(now time.Time, e *entry) error {
 		c.nextID++
@@ -419,7 +457,7 @@ func (c *controller) control(ctx context.Context, op, name string, control uint3
 		if err := c.machine.Control(now, e.service.Key, control, id, dependents); err != nil {
 			return err
 		}
-		if native && !e.service.Run.StopWanted {
+		if process = e.service.Run.Process; native && !e.service.Run.StopWanted {
 			answer = make(chan uint32, 1)
 			c.answers[id] = answer
 		}
@@ -433,23 +471,28 @@ func (c *controller) control(ctx context.Context, op, name string, control uint3
 		defer c.mu.Unlock()
 		delete(c.answers, id)
 	}()
-	timeout := time.NewTimer(controlTimeout)
-	defer timeout.Stop()
-	select {
-	case code := <-answer:
-		st, err := c.answer(op, name, func(time.Time, *entry) error { return nil })
-		if errors.Is(err, ntstatus.ServiceDoesNotExist) && control == controlStop {
-			return &scmpb.ServiceStatus{Name: name, State: scmpb.ServiceState(Stopped)}, nil
+	wait, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	st, err = c.await(wait, op, name, func(run *Run) (bool, error) {
+		select {
+		case code := <-answer:
+			if code != 0 {
+				return true, ntstatus.Errorf(op, name, win32Status(code), "the service's handler refused control %d", control)
+			}
+			return true, nil
+		default:
+			return run.Process != process, nil // it has ended, which answers a stop
 		}
-		if code != 0 && err == nil {
-			err = ntstatus.Errorf(op, name, win32Status(code), "the service's handler refused control %d", control)
-		}
-		return st, err
-	case <-timeout.C:
+	})
+	switch {
+	case ctx.Err() == nil && wait.Err() != nil:
 		return nil, ntstatus.New(op, name, ntstatus.ServiceRequestTimeout)
-	case <-ctx.Done():
-		return nil, ntstatus.Wrap(op, name, ctx.Err())
+	case errors.Is(err, ntstatus.ServiceDoesNotExist): // it was marked for deletion
+		return &scmpb.ServiceStatus{Name: name, State: scmpb.ServiceState(Stopped)}, nil
+	case err == nil && State(st.State) == Stopped && control != controlStop:
+		return nil, ntstatus.New(op, name, ntstatus.ServiceNotActive)
 	}
+	return st, err
 }
 
 // DeleteService marks on disk first, so that the mark survives what it acknowledges.
@@ -649,10 +692,11 @@ func (s *server) GetServiceDisplayName(_ context.Context, r *scmpb.ServiceNameRe
 func (s *server) LockServiceDatabase(_ *scmpb.LockServiceDatabaseRequest, stream grpc.ServerStreamingServer[scmpb.LockStatus]) error {
 	const op = "scm.LockServiceDatabase"
 	c, ctx := s.c, stream.Context()
-	holder := &lockHolder{since: time.Now()}
-	if caller, ok := rpc.Caller(ctx); ok {
-		holder.owner = caller.Token.User.SID.String()
+	caller, ok := rpc.Caller(ctx)
+	if !ok {
+		return ntstatus.New(op, "", ntstatus.AccessDenied)
 	}
+	holder := &lockHolder{owner: caller.Token.User.SID.String(), connection: caller.Connection, since: time.Now(), released: make(chan struct{})}
 	c.mu.Lock()
 	taken := c.lock != nil
 	if !taken {
@@ -663,17 +707,37 @@ func (s *server) LockServiceDatabase(_ *scmpb.LockServiceDatabaseRequest, stream
 	if taken {
 		return ntstatus.New(op, "", ntstatus.ServiceDatabaseLocked)
 	}
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.lock = nil
-		c.machine.Lock(false)
-	}()
+	defer c.unlock(func(h *lockHolder) bool { return h == holder })
 	if err := stream.Send(&scmpb.LockStatus{Locked: true, Owner: holder.owner}); err != nil {
 		return err
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	select {
+	case <-holder.released:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// unlock releases the database lock if it is the one that is meant.
+func (c *controller) unlock(meant func(*lockHolder) bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lock == nil || !meant(c.lock) {
+		return false
+	}
+	close(c.lock.released)
+	c.lock = nil
+	c.machine.Lock(false)
+	return true
+}
+
+func (s *server) UnlockServiceDatabase(ctx context.Context, _ *scmpb.LockServiceDatabaseRequest) (*scmpb.LockStatus, error) {
+	caller, ok := rpc.Caller(ctx)
+	if !ok || !s.c.unlock(func(h *lockHolder) bool { return h.connection == caller.Connection }) {
+		return nil, ntstatus.New(statusOp("UnlockServiceDatabase"), "", mgr.InvalidServiceLock)
+	}
+	return &scmpb.LockStatus{}, nil
 }
 
 func (s *server) QueryServiceLockStatus(context.Context, *scmpb.LockServiceDatabaseRequest) (*scmpb.LockStatus, error) {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -65,6 +66,9 @@ func ManagerMapping() security.GenericMapping {
 	return security.GenericMapping{Read: 0x20014, Write: 0x20022, Execute: 0x20009, All: ManagerAllAccess}
 }
 
+// closeTimeout bounds the wait for the answer to a close: the handle ends without it, too.
+const closeTimeout = 5 * time.Second
+
 // Controls that a client may send (winsvc.h). 128 to 255 are the service's own.
 const (
 	ControlStop        uint32 = 1
@@ -76,10 +80,14 @@ const (
 	ControlUserLast    uint32 = 255
 )
 
+// InvalidServiceLock is ERROR_INVALID_SERVICE_LOCK.
+const InvalidServiceLock ntstatus.Status = 0xC0070000 | 1071
+
 // Manager is a connection to the controller (NT: OpenSCManager).
 type Manager struct {
-	conn io.Closer
-	stub scmpb.ServiceControlManagerClient
+	conn  io.Closer
+	stub  scmpb.ServiceControlManagerClient
+	limit security.AccessMask // what this handle is good for
 }
 
 // Connect connects to the controller of sys's instance. The caller closes the Manager.
@@ -88,7 +96,24 @@ func Connect(ctx context.Context, sys *alpc.System) (*Manager, error) {
 	if err != nil {
 		return nil, ntstatus.Wrap("mgr.Connect", PortName, err)
 	}
-	return &Manager{conn: conn, stub: scmpb.NewServiceControlManagerClient(conn)}, nil
+	return &Manager{conn: conn, stub: scmpb.NewServiceControlManagerClient(conn), limit: ManagerAllAccess}, nil
+}
+
+// Limit returns a handle on the same connection that is good for these rights only, as NT's OpenSCManager takes them; generic rights
+// are allowed. The controller grants no more than the caller has, whatever is said here.
+func (m *Manager) Limit(rights security.AccessMask) *Manager {
+	return &Manager{conn: m.conn, stub: m.stub, limit: m.limit & ManagerMapping().Map(rights)}
+}
+
+// need is how a handle answers before the controller is asked.
+func (m *Manager) need(op string, right security.AccessMask) error {
+	switch {
+	case m == nil || m.stub == nil:
+		return ntstatus.New(op, "", ntstatus.InvalidHandle)
+	case m.limit&right != right:
+		return ntstatus.Errorf(op, "", ntstatus.AccessDenied, "the handle is not good for right 0x%x", uint32(right))
+	}
+	return nil
 }
 
 // Close ends the connection and with it every handle and lock that came from it.
@@ -105,6 +130,9 @@ type CreateOptions struct {
 // DUPLICATE_SERVICE_NAME (of a display name), INVALID_PARAMETER, CIRCULAR_DEPENDENCY, INVALID_SERVICE_ACCOUNT,
 // SERVICE_MARKED_FOR_DELETE.
 func (m *Manager) CreateService(ctx context.Context, config *scmpb.ServiceConfig, o CreateOptions) (*Service, error) {
+	if err := m.need("mgr.CreateService", ManagerCreateService); err != nil {
+		return nil, err
+	}
 	created, err := m.stub.CreateService(ctx, &scmpb.CreateServiceRequest{Config: config, Password: o.Password, SecurityDescriptor: o.Descriptor})
 	if err != nil {
 		return nil, err
@@ -115,6 +143,9 @@ func (m *Manager) CreateService(ctx context.Context, config *scmpb.ServiceConfig
 // OpenService opens a service for desired rights (NT: OpenService); generic rights and security.MaximumAllowed are allowed.
 // While the handle is open the service's record doesn't vanish. The caller closes it.
 func (m *Manager) OpenService(ctx context.Context, name string, desired security.AccessMask) (*Service, error) {
+	if err := m.need("mgr.OpenService", 0); err != nil {
+		return nil, err
+	}
 	hold, release := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, release)
 	defer stop()
@@ -122,17 +153,21 @@ func (m *Manager) OpenService(ctx context.Context, name string, desired security
 	if err == nil {
 		var opened *scmpb.OpenServiceResponse
 		if opened, err = stream.Recv(); err == nil {
-			return &Service{m: m, name: opened.Name, granted: security.AccessMask(opened.GrantedAccess), release: release}, nil
+			return &Service{m: m, name: opened.Name, id: opened.Handle, granted: security.AccessMask(opened.GrantedAccess), release: release}, nil
 		}
 	}
 	release()
 	return nil, err
 }
 
-// Services lists the services in the given states, sorted by name (NT: EnumServicesStatusEx).
+// Services lists the services in the given states, sorted by name (NT: EnumServicesStatusEx, whose order of checks it keeps:
+// the state before the handle).
 func (m *Manager) Services(ctx context.Context, state scmpb.ServiceStateFilter) ([]*scmpb.ServiceStatus, error) {
 	if state < scmpb.ServiceStateFilter_SERVICE_ACTIVE || state > scmpb.ServiceStateFilter_SERVICE_STATE_ALL {
 		return nil, ntstatus.New("mgr.Services", "", ntstatus.InvalidParameter)
+	}
+	if err := m.need("mgr.Services", ManagerEnumerate); err != nil {
+		return nil, err
 	}
 	resp, err := m.stub.ListServices(ctx, &scmpb.ListServicesRequest{State: state})
 	return resp.GetServices(), err
@@ -141,6 +176,9 @@ func (m *Manager) Services(ctx context.Context, state scmpb.ServiceStateFilter) 
 // Watch calls f with the present status of the named service (of all for ""), with a SNAPSHOT_END, then with every change, until
 // ctx ends, the controller goes or f fails; f's error is returned as it is. MESSAGE_LOST: f was too slow.
 func (m *Manager) Watch(ctx context.Context, name string, f func(*scmpb.ServiceEvent) error) error {
+	if err := m.need("mgr.Watch", ManagerEnumerate); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := m.stub.WatchServices(ctx, &scmpb.WatchServicesRequest{Name: name})
@@ -152,48 +190,64 @@ func (m *Manager) Watch(ctx context.Context, name string, f func(*scmpb.ServiceE
 
 // KeyName finds the name of the service with the display name; DisplayName the reverse. SERVICE_DOES_NOT_EXIST.
 func (m *Manager) KeyName(ctx context.Context, display string) (string, error) {
+	if err := m.need("mgr.KeyName", 0); err != nil {
+		return "", err
+	}
 	resp, err := m.stub.GetServiceKeyName(ctx, &scmpb.ServiceNameRequest{Name: display})
 	return resp.GetName(), err
 }
 
 // DisplayName finds the display name of a service.
 func (m *Manager) DisplayName(ctx context.Context, name string) (string, error) {
+	if err := m.need("mgr.DisplayName", 0); err != nil {
+		return "", err
+	}
 	resp, err := m.stub.GetServiceDisplayName(ctx, &scmpb.ServiceNameRequest{Name: name})
 	return resp.GetName(), err
 }
 
 // Lock is the database lock: while it is held no service starts (NT: LockServiceDatabase).
 type Lock struct {
+	m       *Manager
 	release context.CancelFunc
 	closed  atomic.Bool
 }
 
 // LockDatabase takes the lock; SERVICE_DATABASE_LOCKED while somebody has it.
 func (m *Manager) LockDatabase(ctx context.Context) (*Lock, error) {
+	if err := m.need("mgr.LockDatabase", ManagerLock); err != nil {
+		return nil, err
+	}
 	hold, release := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, release)
 	defer stop()
 	stream, err := m.stub.LockServiceDatabase(hold, &scmpb.LockServiceDatabaseRequest{})
 	if err == nil {
 		if _, err = stream.Recv(); err == nil {
-			return &Lock{release: release}, nil
+			return &Lock{m: m, release: release}, nil
 		}
 	}
 	release()
 	return nil, err
 }
 
-// Unlock releases the lock, the controller frees it a moment later; INVALID_HANDLE if it was released before, or is nil.
+// Unlock releases the lock, and returns when it is free; InvalidServiceLock if it was released before, or is nil.
 func (l *Lock) Unlock() error {
 	if l == nil || l.closed.Swap(true) {
-		return ntstatus.New("mgr.Unlock", "", ntstatus.InvalidHandle)
+		return ntstatus.New("mgr.Unlock", "", InvalidServiceLock)
 	}
-	l.release()
-	return nil
+	defer l.release()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_, err := l.m.stub.UnlockServiceDatabase(ctx, &scmpb.LockServiceDatabaseRequest{})
+	return gone(err)
 }
 
 // LockStatus says whether the database is locked, by whom and how long (NT: QueryServiceLockStatus).
 func (m *Manager) LockStatus(ctx context.Context) (*scmpb.LockStatus, error) {
+	if err := m.need("mgr.LockStatus", ManagerQueryLockStatus); err != nil {
+		return nil, err
+	}
 	return m.stub.QueryServiceLockStatus(ctx, &scmpb.LockServiceDatabaseRequest{})
 }
 
@@ -201,6 +255,7 @@ func (m *Manager) LockStatus(ctx context.Context) (*scmpb.LockStatus, error) {
 type Service struct {
 	m       *Manager
 	name    string
+	id      uint64
 	granted security.AccessMask
 	release context.CancelFunc
 	closed  atomic.Bool
@@ -212,14 +267,25 @@ func (s *Service) Name() string { return s.name }
 // Granted is what the handle was opened for.
 func (s *Service) Granted() security.AccessMask { return s.granted }
 
-// Close lets go of the service; INVALID_HANDLE if it was closed before.
+// Close lets go of the service, and returns when what was only kept for this handle is gone; INVALID_HANDLE if it was closed
+// before. A controller that was restarted knows the handle no more, which is no error.
 func (s *Service) Close() error {
-	if err := s.need("mgr.Close", 0); err != nil {
-		return err
+	if s == nil || s.closed.Swap(true) {
+		return ntstatus.New("mgr.Close", "", ntstatus.InvalidHandle)
 	}
-	s.closed.Store(true)
-	s.release()
-	return nil
+	defer s.release()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_, err := s.m.stub.CloseServiceHandle(ctx, &scmpb.CloseServiceHandleRequest{Handle: s.id})
+	return gone(err)
+}
+
+// gone drops the error of closing what ended with the connection.
+func gone(err error) error {
+	if ntstatus.Of(err).GRPCCode() == ntstatus.PortDisconnected.GRPCCode() {
+		return nil
+	}
+	return err
 }
 
 // need is how a handle answers before the controller is asked.

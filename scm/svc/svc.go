@@ -9,6 +9,7 @@ package svc
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -124,7 +125,7 @@ func Run(ctx context.Context, name string, h Handler) error {
 		return ntstatus.Wrap(op, name, err)
 	}
 	defer sys.Close()
-	s := &session{name: name, requests: make(chan ChangeRequest, requestBuffer), started: make(chan []string, 1), changed: make(chan struct{}, 1)}
+	s := &session{name: name, requests: make(chan ChangeRequest, requestBuffer), started: make(chan []string, 1), changed: make(chan struct{}, 1), said: make(chan struct{})}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
@@ -160,9 +161,9 @@ func Run(ctx context.Context, name string, h Handler) error {
 			if o.specific {
 				win32, specific = errorSpecific, o.exit
 			}
-			said := s.report(Status{State: Stopped}, win32, specific)
+			s.report(Status{State: Stopped}, win32, specific)
 			select {
-			case <-said:
+			case <-s.said:
 			case <-ended:
 			case <-time.After(farewell):
 			}
@@ -177,17 +178,17 @@ type session struct {
 	requests chan ChangeRequest
 	started  chan []string
 	changed  chan struct{} // capacity 1: there is a status to send
+	said     chan struct{} // closed once the controller has heard that the service stopped
 
 	mu     sync.Mutex // guards what follows; a leaf
 	begun  bool       // start has come
 	queue  []*scmpb.NativeStatus
 	last   *scmpb.NativeStatus // what a new controller is told
 	status Status
-	said   chan struct{} // closed once a Stopped was sent
 }
 
-// report queues a status for the controller. For Stopped the channel is closed when it was sent.
-func (s *session) report(status Status, win32, specific uint32) <-chan struct{} {
+// report queues a status for the controller.
+func (s *session) report(status Status, win32, specific uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status = status
@@ -196,14 +197,10 @@ func (s *session) report(status Status, win32, specific uint32) <-chan struct{} 
 		WaitHintMs: uint32(status.WaitHint.Milliseconds()), Text: status.Text, Win32ExitCode: win32, ServiceExitCode: specific,
 	}
 	s.queue = append(s.queue, s.last)
-	if status.State == Stopped && s.said == nil {
-		s.said = make(chan struct{})
-	}
 	select {
 	case s.changed <- struct{}{}:
 	default:
 	}
-	return s.said
 }
 
 // dispatch keeps a channel to the controller, whichever it is. It ends when ctx or the attachment does, or when the first
@@ -255,13 +252,9 @@ func (s *session) connect(ctx context.Context, sys *alpc.System) (connected bool
 			hello.Status = &scmpb.NativeStatus{State: scmpb.ServiceState_SERVICE_START_PENDING}
 		}
 	}
-	stopped := hello.Status.GetState() == scmpb.ServiceState_SERVICE_STOPPED
 	s.mu.Unlock()
 	if err := stream.Send(&scmpb.FromService{Body: &scmpb.FromService_Hello{Hello: hello}}); err != nil {
 		return false, err
-	}
-	if stopped {
-		s.farewell()
 	}
 	incoming := make(chan *scmpb.ToService)
 	ended := make(chan error, 1)
@@ -290,19 +283,11 @@ func (s *session) connect(ctx context.Context, sys *alpc.System) (connected bool
 				return true, err
 			}
 		case err := <-ended:
+			if errors.Is(err, io.EOF) { // only after SERVICE_STOPPED does the controller end the channel in peace
+				close(s.said)
+				<-ctx.Done()
+			}
 			return true, err
-		}
-	}
-}
-
-func (s *session) farewell() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.said != nil {
-		select {
-		case <-s.said:
-		default:
-			close(s.said)
 		}
 	}
 }
@@ -316,9 +301,6 @@ func (s *session) flush(send func(*scmpb.FromService) error) error {
 	for _, status := range queue {
 		if err := send(&scmpb.FromService{Body: &scmpb.FromService_Status{Status: status}}); err != nil {
 			return err
-		}
-		if status.State == scmpb.ServiceState_SERVICE_STOPPED {
-			s.farewell()
 		}
 	}
 	return nil
