@@ -304,7 +304,10 @@ func (l *logon) shell(ctx context.Context) (event, error) {
 func (l *logon) startShell(ctx context.Context) (*sm.Process, error) {
 	p := &l.who.Profile
 	p.Shell = cmp.Or(p.Shell, "/bin/sh")
-	p.Home = cmp.Or(p.Home, os.Getenv("HOME"), "/")
+	if p.Home == "" && int(p.UnixUID) == os.Geteuid() {
+		p.Home = os.Getenv("HOME") // in a user's own instance the accounts share the owner's files
+	}
+	p.Home = cmp.Or(p.Home, "/")
 	var terminal *os.File
 	err := l.runtime(ctx, func(c *csr.Client) (err error) {
 		if err = c.SetSecurity(ctx, ConsoleName, l.consoleSDDL(l.who.ID)); err == nil {
@@ -332,10 +335,17 @@ func (l *logon) startShell(ctx context.Context) (*sm.Process, error) {
 			env = append(env, name+"="+v)
 		}
 	}
-	process, err := l.keeper.ExecPgm(ctx, sm.Program{
+	program := sm.Program{
 		Name: fmt.Sprintf("shell/%d", time.Now().UnixNano()), Path: p.Shell, Args: []string{"-" + filepath.Base(p.Shell)}, Env: env, Dir: dir,
 		Token: l.who.Token, Session: l.env.Session, Terminal: terminal,
-	})
+	}
+	process, err := l.keeper.ExecPgm(ctx, program)
+	if errors.Is(err, ntstatus.AccessDenied) && dir != "/" {
+		program.Dir = "/" // the directory may be another user's
+		if process, err = l.keeper.ExecPgm(ctx, program); err == nil {
+			l.dialogue.say("The home directory %s is not open to this account; starting in /.\n", p.Home)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
