@@ -22,7 +22,7 @@ import (
 )
 
 func callCommand(a *app) *cobra.Command {
-	var template bool
+	var show bool
 	c := &cobra.Command{
 		Use:   "call PORT [METHOD [JSON...]]",
 		Short: "call any method of any port, with JSON in and out",
@@ -36,7 +36,7 @@ Without METHOD it lists the methods, and for each the right that a caller needs 
   sallyport call '\RPC Control\ntsvcs' CreateService --template`,
 		Args: cobra.MinimumNArgs(1),
 	}
-	c.Flags().BoolVar(&template, "template", false, "print the method's request with every field, instead of calling")
+	c.Flags().BoolVar(&show, "template", false, "print the method's request with every field, instead of calling")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.attached(cmd.Context(), func(sys *alpc.System) error {
 			within, cancel := a.bounded(cmd.Context())
@@ -57,8 +57,8 @@ Without METHOD it lists the methods, and for each the right that a caller needs 
 			if err != nil {
 				return err
 			}
-			if template {
-				return a.writeMessage(d, dynamicpb.NewMessage(m.Input()), true)
+			if show {
+				return a.writeMessage(d, template(m.Input(), 0), true)
 			}
 			ctx := within
 			if m.IsStreamingServer() && !cmd.Flags().Changed("timeout") {
@@ -94,6 +94,30 @@ Without METHOD it lists the methods, and for each the right that a caller needs 
 	return c
 }
 
+// maxTemplate is how deep a template shows messages within messages: they may contain themselves.
+const maxTemplate = 4
+
+// template is an empty message whose messages are there, too, so that all of its fields can be seen.
+func template(d protoreflect.MessageDescriptor, depth int) *dynamicpb.Message {
+	m := dynamicpb.NewMessage(d)
+	for i := range d.Fields().Len() {
+		f := d.Fields().Get(i)
+		switch choice := f.ContainingOneof(); {
+		case choice != nil && !choice.IsSynthetic(), f.IsMap():
+		case f.Message() == nil && choice != nil:
+			m.Set(f, f.Default())
+		case f.Message() != nil && depth < maxTemplate:
+			inner := protoreflect.ValueOfMessage(template(f.Message(), depth+1))
+			if f.IsList() {
+				m.Mutable(f).List().Append(inner)
+			} else {
+				m.Set(f, inner)
+			}
+		}
+	}
+	return m
+}
+
 // invoke calls m with the requests that texts are, and prints what comes back.
 func (a *app) invoke(ctx context.Context, conn grpc.ClientConnInterface, d *description, m protoreflect.MethodDescriptor, texts []string) error {
 	next, err := a.requests(d, m, texts)
@@ -103,6 +127,9 @@ func (a *app) invoke(ctx context.Context, conn grpc.ClientConnInterface, d *desc
 	path := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
 	if !m.IsStreamingClient() && !m.IsStreamingServer() {
 		in, err := next()
+		if errors.Is(err, io.EOF) {
+			return usage("no request on standard input")
+		}
 		if err != nil {
 			return err
 		}

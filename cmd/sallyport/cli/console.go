@@ -325,8 +325,12 @@ func (a *app) view(ctx context.Context, sys *alpc.System, session uint32, name s
 		defer stop()
 		v.Sizes = sizes
 	}
+	attached := false
+	v.Event = func(m *csrpb.AttachConsoleResponse) { attached = attached || m.GetAttached() != nil }
 	ended, err := v.Run(ctx, sys)
 	switch {
+	case attached && session != 0 && exitCode(err) == exitNotRunning:
+		// The session has ended and taken its csrss with it.
 	case err != nil:
 		return err
 	case ended.GetReason() == csrpb.Ended_COMMAND_ENDED && ended.Signal != 0:

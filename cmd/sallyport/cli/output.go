@@ -51,7 +51,7 @@ func (a *app) printList(rows any) error {
 
 // printOne writes one struct: in table format a line per field.
 func (a *app) printOne(row any) error {
-	v := reflect.ValueOf(row)
+	v := reflect.Indirect(reflect.ValueOf(row))
 	switch a.output {
 	case "json":
 		return a.writeJSON(row, true)

@@ -101,46 +101,86 @@ type connectionRow struct {
 }
 
 func portCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var wait bool
+	c := &cobra.Command{
 		Use:   "port NAME",
 		Short: "one port: its limits and descriptor, open connections with live counters, methods and the right that each needs",
 		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.complete(completePort),
-		RunE: a.withSystem(func(ctx context.Context, sys *alpc.System, args []string) error {
-			objects, err := sys.Objects(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			i := slices.IndexFunc(objects, func(o alpc.ObjectInfo) bool { return sameName(o.Name, args[0]) })
-			if i < 0 {
-				return ntstatus.New("port", args[0], ntstatus.ObjectNameNotFound)
-			}
-			o := objects[i]
-			report := portReport{objectRow: objectRowOf(o), MaxMessage: o.Attributes.MaxMessageLength, MaxPending: o.Attributes.MaxPending,
-				MaxConnections: o.Attributes.MaxConnections, Handles: uint32(o.Attributes.HandleTypes), AutoAccept: o.Attributes.AutoAccept}
-			connections, err := sys.Connections(ctx)
-			if err != nil {
-				return err
-			}
-			for _, c := range connections {
-				if !sameName(c.Port, o.Name) {
-					continue
-				}
-				gear := alpc.GearSocket
-				if c.Shared {
-					gear = alpc.GearShared
-				}
-				report.Open = append(report.Open, connectionRow{ID: c.ID, ClientPID: c.ClientPID, ClientUser: c.ClientUser, Gear: gear.String(), Since: c.Since,
-					MessagesIn: c.Counters.MessagesIn, MessagesOut: c.Counters.MessagesOut, BytesIn: c.Counters.BytesIn, BytesOut: c.Counters.BytesOut, Pending: c.Counters.Pending})
-			}
-			// To look is not to wake: a declared port without a server is not started for this.
-			if o.Type == "Port" && o.Server != 0 {
-				if report.Methods, err = methodsOf(ctx, sys, o.Name); err != nil && ctx.Err() != nil {
-					return err
-				}
-			}
-			return a.printOne(report)
-		}),
 	}
+	c.Flags().BoolVar(&wait, "wait", false, "wait until somebody serves it, and print nothing")
+	c.RunE = a.withSystem(func(ctx context.Context, sys *alpc.System, args []string) error {
+		if wait {
+			return awaitPort(ctx, sys, args[0])
+		}
+		report, err := reportPort(ctx, sys, args[0])
+		if err != nil {
+			return err
+		}
+		return a.printOne(report)
+	})
+	return c
+}
+
+func findPort(ctx context.Context, sys *alpc.System, name string) (alpc.ObjectInfo, error) {
+	objects, err := sys.Objects(ctx, name)
+	if err != nil {
+		return alpc.ObjectInfo{}, err
+	}
+	if i := slices.IndexFunc(objects, func(o alpc.ObjectInfo) bool { return sameName(o.Name, name) }); i >= 0 {
+		return objects[i], nil
+	}
+	return alpc.ObjectInfo{}, ntstatus.New("port", name, ntstatus.ObjectNameNotFound)
+}
+
+// awaitPort looks until the port is served: the core tells nobody of new names.
+func awaitPort(ctx context.Context, sys *alpc.System, name string) error {
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for {
+		o, err := findPort(ctx, sys, name)
+		if err == nil && o.Server != 0 {
+			return nil
+		}
+		if err != nil && exitCode(err) != exitNotRunning {
+			return err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return ntstatus.Wrap("port", name, ctx.Err())
+		}
+	}
+}
+
+func reportPort(ctx context.Context, sys *alpc.System, name string) (*portReport, error) {
+	o, err := findPort(ctx, sys, name)
+	if err != nil {
+		return nil, err
+	}
+	report := &portReport{objectRow: objectRowOf(o), MaxMessage: o.Attributes.MaxMessageLength, MaxPending: o.Attributes.MaxPending,
+		MaxConnections: o.Attributes.MaxConnections, Handles: uint32(o.Attributes.HandleTypes), AutoAccept: o.Attributes.AutoAccept}
+	connections, err := sys.Connections(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range connections {
+		if !sameName(c.Port, o.Name) {
+			continue
+		}
+		gear := alpc.GearSocket
+		if c.Shared {
+			gear = alpc.GearShared
+		}
+		report.Open = append(report.Open, connectionRow{ID: c.ID, ClientPID: c.ClientPID, ClientUser: c.ClientUser, Gear: gear.String(), Since: c.Since,
+			MessagesIn: c.Counters.MessagesIn, MessagesOut: c.Counters.MessagesOut, BytesIn: c.Counters.BytesIn, BytesOut: c.Counters.BytesOut, Pending: c.Counters.Pending})
+	}
+	// To look is not to wake: a declared port without a server is not started for this.
+	if o.Type == "Port" && o.Server != 0 {
+		if report.Methods, err = methodsOf(ctx, sys, o.Name); err != nil && ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	return report, nil
 }
 
 // methodsOf asks the port's server. Not every server speaks gRPC, nor tells everybody what it serves: the caller decides what

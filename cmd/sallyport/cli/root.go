@@ -114,7 +114,6 @@ func (a *app) root() *cobra.Command {
 				return usage("--color %s: it takes auto, always, never", a.color)
 			}
 			a.coloured = wantsColour(a.color, os.Stdout)
-			a.running = true
 			return nil
 		},
 	}
@@ -144,8 +143,22 @@ func (a *app) root() *cobra.Command {
 		c.GroupID, c.Hidden = v.group, v.group == ""
 		root.AddCommand(c)
 	}
+	a.markRunning(root)
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "what the exit codes mean", Long: exitCodesHelp})
 	return root
+}
+
+// markRunning makes every verb below c say when its own work begins: cobra checks flags in several places before.
+func (a *app) markRunning(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		a.markRunning(sub)
+		if run := sub.RunE; run != nil {
+			sub.RunE = func(cmd *cobra.Command, args []string) error {
+				a.running = true
+				return run(cmd, args)
+			}
+		}
+	}
 }
 
 // must is for the wiring of flags: it fails only where a flag's name is misspelt above.

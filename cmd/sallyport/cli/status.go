@@ -53,13 +53,14 @@ func serverRows(servers []*smpb.Server) []serverRow {
 }
 
 func statusCommand(a *app) *cobra.Command {
-	var ready bool
+	var ready, all bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "the servers, their processes and restarts, and what users are charged",
 		Args:  cobra.NoArgs,
 	}
 	c.Flags().BoolVar(&ready, "ready", false, "say nothing; exit 0 if every server of session 0 serves, 7 if not (for health checks)")
+	c.Flags().BoolVarP(&all, "all", "a", false, "also charges of nothing")
 	c.RunE = a.withSystem(func(ctx context.Context, sys *alpc.System, _ []string) error {
 		c, err := sm.Dial(ctx, sys)
 		if err != nil {
@@ -99,7 +100,7 @@ func statusCommand(a *app) *cobra.Command {
 			return err
 		}
 		report.Attachments = len(attachments)
-		if report.Charges, err = charges(ctx, sys); err != nil {
+		if report.Charges, err = charges(ctx, sys, all); err != nil {
 			return err
 		}
 		return a.printOne(report)
@@ -108,11 +109,13 @@ func statusCommand(a *app) *cobra.Command {
 }
 
 // charges are what the caller may see: its own uid's, or all.
-func charges(ctx context.Context, sys *alpc.System) ([]chargeRow, error) {
+func charges(ctx context.Context, sys *alpc.System, nothing bool) ([]chargeRow, error) {
 	all, err := sys.Charges(ctx)
-	rows := make([]chargeRow, 0, len(all))
+	var rows []chargeRow
 	for _, c := range all {
-		rows = append(rows, chargeRow(c))
+		if c.Used > 0 || nothing {
+			rows = append(rows, chargeRow(c))
+		}
 	}
 	return rows, err
 }
