@@ -177,9 +177,9 @@ func (c *serverCall) reply(buf *buffer, out any, err error) (kept bool) {
 		if size := len(buf.b) - at; err == nil && size > c.conn.server.options.MaxMessage {
 			err = tooLong(size, c.conn.server.options.MaxMessage)
 		} else if err == nil && len(buf.b) > limit {
-			if err = c.conn.keep(c, append([]byte(nil), buf.b[at:]...)); err == nil {
+			if err = c.conn.keep(c, buf.b[at:]); err == nil {
 				f.flags, f.count = flagFetch, uint64(size)
-				buf.b = appendReply(buf.b[:0], f)
+				buf.b = appendReply(nil, f) // the other memory is kept
 				return true
 			}
 		}

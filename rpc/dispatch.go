@@ -156,7 +156,7 @@ func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
 		parts = c.takeParts(f.call)
 	}
 	if err := c.prepare(call, &f, parts); err != nil {
-		c.server.release(c, len(parts))
+		c.server.release(c, cap(parts))
 		call.finish(nil, err)
 		return true, nil
 	}
@@ -164,7 +164,7 @@ func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
 		return true, c.open(call, f)
 	}
 
-	return c.runHere(call, len(parts)), nil
+	return c.runHere(call, cap(parts)), nil
 }
 
 // runHere runs a unary handler on this goroutine and reports whether it still has to read. reserved is what the request made us
@@ -387,20 +387,25 @@ func (c *serverConn) canceled(id uint32) {
 	}
 }
 
-// addPart keeps a piece of a unary request. What there is no room for is forgotten: the request that follows finds that
-// something is missing and gets QUOTA_EXCEEDED.
+// addPart keeps a piece of a unary request; room for all of them is reserved with the first. What there is no room for is
+// forgotten: the request that follows finds that something is missing and gets QUOTA_EXCEEDED.
 func (c *serverConn) addPart(f datagramFrame) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	have, known := c.parts[f.call]
-	room := int(f.size) <= c.server.options.MaxMessage && len(have)+len(f.body) <= int(f.size) &&
-		(known || len(c.parts) < c.server.options.MaxCalls)
-	if room && c.server.reserve(c, len(f.body)) {
-		c.parts[f.call] = append(have, f.body...)
+	room := int(f.size) + c.port.MaxMessageLength() // the rest comes with the request
+	if !known {
+		if int(f.size) > c.server.options.MaxMessage || len(c.parts) >= c.server.options.MaxCalls || !c.server.reserve(c, room) {
+			return
+		}
+		have = make([]byte, 0, room)
+	}
+	if room != cap(have) || len(have)+len(f.body) > int(f.size) {
+		c.server.release(c, cap(have))
+		delete(c.parts, f.call)
 		return
 	}
-	c.server.release(c, len(have))
-	delete(c.parts, f.call)
+	c.parts[f.call] = append(have, f.body...)
 }
 
 // takeParts gives the pieces to the request that they belong to; they stay reserved until it has run.
@@ -416,7 +421,7 @@ func (c *serverConn) takeParts(call uint32) []byte {
 func (c *serverConn) drop(number uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.server.release(c, len(c.parts[number])+len(c.replies[number]))
+	c.server.release(c, cap(c.parts[number])+len(c.replies[number]))
 	delete(c.parts, number)
 	delete(c.replies, number)
 	for _, call := range c.calls {

@@ -21,7 +21,7 @@ func getBuffer() *buffer {
 }
 
 func (buf *buffer) free() {
-	if cap(buf.b) <= 128<<10 { // what one giant message needed is not kept
+	if cap(buf.b) <= 2*defaultMaxMessage { // what one giant message needed is not kept
 		buffers.Put(buf)
 	}
 }
