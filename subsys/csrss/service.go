@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -567,12 +568,13 @@ func descriptorOf(op, name, sddl string, token *security.Token, current *securit
 		owner, group = current.Owner, current.Group
 	}
 	if sddl == "" {
-		return &security.Descriptor{Owner: owner, Group: group, DACL: security.NewACL(
-			security.Allow(owner, allRights),
-			security.Allow(security.LogonSID(token.AuthenticationID), allRights),
-			security.Allow(security.Administrators(), allRights),
-			security.Allow(security.LocalSystem(), allRights),
-		)}, nil
+		dacl := &security.ACL{}
+		for _, sid := range []security.SID{owner, security.LogonSID(token.AuthenticationID), security.Administrators(), security.LocalSystem()} {
+			if entry := security.Allow(sid, allRights); !slices.Contains(dacl.ACEs, entry) {
+				dacl.ACEs = append(dacl.ACEs, entry)
+			}
+		}
+		return &security.Descriptor{Owner: owner, Group: group, DACL: dacl}, nil
 	}
 	sd, err := security.ParseSDDL(sddl)
 	if err != nil {

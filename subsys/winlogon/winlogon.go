@@ -151,10 +151,12 @@ func (l *logon) openConsole(ctx context.Context) error {
 // (0: none yet).
 func (l *logon) consoleSDDL(logon security.LUID) string {
 	const all, use security.AccessMask = 0xF00F7, 0x20070
-	dacl := security.NewACL(security.Allow(security.LocalSystem(), all), security.Allow(security.Administrators(), all))
 	own := l.env.System.Token()
-	dacl.ACEs = append(dacl.ACEs, security.Allow(own.User.SID, all))
-	if !l.creator.IsZero() {
+	dacl := security.NewACL(security.Allow(own.User.SID, all), security.Allow(security.Administrators(), all))
+	if own.User.SID != security.LocalSystem() {
+		dacl.ACEs = append(dacl.ACEs, security.Allow(security.LocalSystem(), all))
+	}
+	if !l.creator.IsZero() && l.creator != security.LocalSystem() {
 		dacl.ACEs = append(dacl.ACEs, security.Allow(l.creator, use))
 	}
 	if logon != 0 {
