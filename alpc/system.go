@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
@@ -66,11 +68,15 @@ type coreCall struct {
 	abandoned bool
 }
 
-// Attach connects to a core and learns who the core says this process is. It retries nothing: a core that is not there is
-// ObjectNameNotFound or PortConnectionRefused.
+// Attach connects to a core and learns who the core says this process is. A core that is not there is ObjectNameNotFound or
+// PortConnectionRefused at once; one with too many callers at its door is waited for under ctx.
 func Attach(ctx context.Context, o Options) (*System, error) {
 	const op = "alpc.Attach"
 	conn, path, err := dialCore(o)
+	for errors.Is(err, syscall.EAGAIN) && ctx.Err() == nil { // a socket that doesn't block can't wait in the kernel's queue
+		time.Sleep(time.Millisecond)
+		conn, path, err = dialCore(o)
+	}
 	if err != nil {
 		return nil, ntstatus.Wrap(op, path, err)
 	}

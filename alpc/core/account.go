@@ -49,7 +49,8 @@ type item struct {
 
 // charge books the items on a's uid and on a itself, all or none. Three bounds hold: a uid has at most its limit; a
 // quarter of the limit is for those who hold SeTcb, so that servers live on beside clients of the same uid; and one
-// attachment without SeTcb has at most half of what the uid's other attachments leave.
+// attachment without SeTcb has at most half of what the uid's other attachments leave (of attachments: one process, of what
+// the uid's other processes leave).
 func (m *Machine) charge(a *attachment, op, object string, items ...item) *corepb.Failure {
 	acc := m.accounts[a.uid]
 	if acc == nil {
@@ -61,8 +62,12 @@ func (m *Machine) charge(a *attachment, op, object string, items ...item) *corep
 		whose, bound, have := fmt.Sprintf("uid %d", a.uid), limit, used
 		if !a.trusted() {
 			bound = limit - limit/4
-			if others := used - own; it.resource != attachmentsCharge && used+it.amount <= bound && others < bound && own+it.amount > (bound-others+1)/2 {
-				whose, bound, have = "this attachment (half of what its user has left)", (bound-others+1)/2, own
+			share := "this attachment"
+			if it.resource == attachmentsCharge {
+				share, own = "this process", m.attachmentsOf(a)
+			}
+			if others := used - own; used+it.amount <= bound && others < bound && own+it.amount > (bound-others+1)/2 {
+				whose, bound, have = share+" (half of what its user has left)", (bound-others+1)/2, own
 			}
 		}
 		if it.amount > bound || have > bound-it.amount {
@@ -74,6 +79,16 @@ func (m *Machine) charge(a *attachment, op, object string, items ...item) *corep
 		a.used[it.resource] += it.amount
 	}
 	return nil
+}
+
+// attachmentsOf counts the charged attachments of a's process; none where the host states identities, as it is one process.
+func (m *Machine) attachmentsOf(a *attachment) (n uint64) {
+	for _, b := range m.attachments {
+		if b.key == a.key && a.key != (ProcessKey{}) {
+			n += b.used[attachmentsCharge]
+		}
+	}
+	return n
 }
 
 // uncharge gives back what charge booked. An account without charges is forgotten.

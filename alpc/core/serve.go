@@ -23,7 +23,6 @@ import (
 
 const (
 	helloTime      = 5 * time.Second
-	maxStrangers   = 256 // sockets that have not said hello
 	maxOutgoing    = 1024
 	maxRequestFDs  = 4
 	eventBacklog   = 64
@@ -53,7 +52,7 @@ type Core struct {
 	pidns    int
 
 	lastID    atomic.Uint64
-	strangers atomic.Int32
+	strangers strangers
 	files     fileTable
 	slabs     slabTable
 	links     map[uint64]*link // touched by run only
@@ -234,15 +233,11 @@ func (c *Core) acceptLoop() {
 			}
 			continue
 		}
-		if c.strangers.Add(1) > maxStrangers {
-			c.strangers.Add(-1)
-			conn.Close()
-			continue
-		}
+		stranger := c.strangers.enter(conn)
 		c.wg.Go(func() {
-			stranger := sync.OnceFunc(func() { c.strangers.Add(-1) })
-			defer stranger()
-			c.serveSocket(conn, stranger)
+			known := sync.OnceFunc(func() { c.strangers.leave(stranger) })
+			defer known()
+			c.serveSocket(conn, known)
 		})
 	}
 }
