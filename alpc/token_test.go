@@ -200,6 +200,7 @@ func TestReportedDenialIsKeptForTheRefused(t *testing.T) {
 	require.Equal(t, server.ID(), got.Reporter)
 	require.Equal(t, client.Token().User.SID.String(), got.User)
 	require.NotEmpty(t, got.Hint)
+	require.Empty(t, got.Trace, "a server's refusal without a descriptor tells the refused nothing more")
 	_, err = stranger.Explain(ctx, id)
 	require.ErrorIs(t, err, ntstatus.AccessDenied)
 	_, err = stranger.Explain(ctx, id+1000)

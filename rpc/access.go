@@ -237,7 +237,7 @@ func (c *serverConn) admitObject(ctx context.Context, m *method, request proto.M
 // check decides; a nil descriptor is that of an object that isn't there.
 func (c *serverConn) check(ctx context.Context, m *method, object string, sd *security.Descriptor) error {
 	question := security.CheckRequest{
-		Descriptor: sd, Token: c.client.Token, Desired: m.right.Mask, Mapping: m.service.mapping, Rights: m.service.names,
+		Descriptor: sd, Token: c.client.Token, Desired: m.right.Mask, Mapping: m.service.mapping,
 	}
 	report := alpc.Denial{
 		Attachment: c.client.Attachment, Op: m.full, Object: object, Right: m.right.Name, Desired: m.right.Mask, Status: ntstatus.AccessDenied,
@@ -248,7 +248,8 @@ func (c *serverConn) check(ctx context.Context, m *method, object string, sd *se
 		if security.AccessCheck(question).Allowed() {
 			return nil
 		}
-		question.Trace = true
+		// A mask means different rights to different objects of one service: the one that was asked names itself first.
+		question.Trace, question.Rights = true, append(security.RightNames{{Name: m.right.Name, Mask: m.right.Mask}}, m.service.names...)
 		decision := security.AccessCheck(question)
 		report.Status, report.Trace, report.SecurityDescriptor = decision.Status, decision.Explain(), sd.String()
 	}

@@ -141,7 +141,8 @@ func (m *Machine) visible(a *attachment, d *corepb.Denial) *corepb.Denial {
 	if d.User != a.token.value.User.SID.String() {
 		return nil
 	}
-	if d.SecurityDescriptor == "" || m.readable(a, d.SecurityDescriptor) {
+	// A server's refusal without a descriptor is of an object that is not there, which must look like one that is forbidden.
+	if d.SecurityDescriptor == "" && d.Reporter == 0 || d.SecurityDescriptor != "" && m.readable(a, d.SecurityDescriptor) {
 		return d
 	}
 	return &corepb.Denial{
