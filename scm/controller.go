@@ -336,6 +336,7 @@ func (c *controller) load(ctx context.Context) error {
 			}
 			delete(kept, storedFiles+key)
 			c.adopt(now, s, mine[key])
+			c.machine.Resume(s)
 			delete(mine, key)
 		}
 		for key, orphans := range mine {

@@ -156,6 +156,14 @@ func (m *Machine) Add(now time.Time, config *scmpb.ServiceConfig, run *Run) *Ser
 	return s
 }
 
+// Resume says again what a predecessor may have died before saying: a stop that it noted. A native service hears it when it
+// dispatches again.
+func (m *Machine) Resume(s *Service) {
+	if s.Run.State == StopPending && s.Run.Asked && s.Run.Process != 0 && s.Config.Kind != scmpb.ServiceKind_SERVICE_KIND_NATIVE {
+		m.effects = append(m.effects, Effect{Type: EffectSignal, Service: s, Process: s.Run.Process, Signal: syscall.Signal(s.Config.StopSignal)})
+	}
+}
+
 // Get finds a service by name.
 func (m *Machine) Get(name string) (*Service, bool) {
 	s, ok := m.services[Fold(name)]
