@@ -408,12 +408,9 @@ func (m *manager) loop() int {
 func (m *manager) do(e effect) {
 	switch e := e.(type) {
 	case startProcess:
-		pid, err := m.startServer(e.server)
-		if err != nil {
+		if err := m.startServer(e.server); err != nil {
 			m.post(processEnded{server: e.server, how: "could not be started: " + err.Error()})
-			return
 		}
-		m.post(processStarted{e.server, pid})
 	case sendSignal:
 		m.mu.Lock()
 		var proc *spawn.Process
@@ -438,8 +435,8 @@ func (m *manager) do(e effect) {
 	}
 }
 
-// startServer forks a server and gives it its token.
-func (m *manager) startServer(name string) (int, error) {
+// startServer forks a server and gives it its token. That it has started is posted before it can say anything itself.
+func (m *manager) startServer(name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), coreTimeout)
 	defer cancel()
 	m.mu.Lock()
@@ -454,11 +451,11 @@ func (m *manager) startServer(name string) (int, error) {
 	wanted := serverToken(in.name, in.config, in.session, uid)
 	user, err := m.childUser("smss.Start", in.name, wanted)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	state, runtime, err := m.directories(in, user)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	p := spawn.Program{Terminal: -1, User: user, Dir: "/", NoNewPrivileges: true, Files: []*os.File{nil, m.o.Output, m.o.Output}}
 	if command := in.config.Command; len(command) > 0 {
@@ -477,7 +474,7 @@ func (m *manager) startServer(name string) (int, error) {
 	p.Env = m.environment(in, s, state, runtime)
 	token, err := m.o.System.CreateToken(ctx, wanted)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer m.o.System.CloseToken(context.WithoutCancel(ctx), token.TokenID)
 	proc, err := m.keep.fork(p)
@@ -485,21 +482,22 @@ func (m *manager) startServer(name string) (int, error) {
 		if user != nil && (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL)) {
 			err = fmt.Errorf("%w: this root may not become uid %d; uid_base = 0 in the configuration runs servers as root itself", err, user.UID)
 		}
-		return 0, err
+		return err
 	}
 	key, err := pidfd.KeyOf(proc.PIDFD())
 	// The identity is noted before the server can have it, so that its first call finds it here.
 	m.identify(in, proc, token.TokenID, key)
+	m.post(processStarted{in.name, proc.PID()})
 	if err == nil {
 		err = m.o.System.AssignToken(ctx, proc.PIDFD(), token.TokenID)
 	}
 	if err != nil {
 		m.identify(in, nil, 0, pidfd.Key{})
 		m.keep.discard(proc)
-		return 0, err
+		return err
 	}
 	go m.watchServer(in, proc)
-	return proc.PID(), nil
+	return nil
 }
 
 // identify notes which process, under which token, is the server.
