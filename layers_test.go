@@ -164,7 +164,7 @@ func TestArrowsGoDownOnly(t *testing.T) {
 }
 
 func protobufAllowed(s source) bool {
-	return layerOf(s.dir) >= 3 || under(s.dir, "alpc") || under(s.dir, "proto")
+	return layerOf(s.dir) >= 3 || under(s.dir, "alpc") || under(s.dir, "proto") || s.dir == "internal/control"
 }
 
 func TestForeignImportsKeepToTheirFloor(t *testing.T) {
