@@ -133,12 +133,13 @@ func (c *console) broadcast() {
 	c.changed = make(chan struct{})
 }
 
-// commandEnded records how the command ended and, once its output is all there, says so to the viewers.
-func (c *console) commandEnded(exit sm.Exit) {
+// commandEnded records how the command ended and, once its output is all there, says so to the viewers. False says that the
+// console was closed before, so that nobody will ask.
+func (c *console) commandEnded(exit sm.Exit) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state != stateLive {
-		return
+		return c.state != stateClosed
 	}
 	c.state, c.exit = stateEnding, &exit
 	c.peer.Close() // the pump then ends with the last program that holds the terminal
@@ -157,6 +158,7 @@ func (c *console) commandEnded(exit sm.Exit) {
 			c.broadcast()
 		}
 	}()
+	return true
 }
 
 // close hangs the terminal up and detaches everybody. The ring stays readable for viewers that are still being served.

@@ -258,9 +258,8 @@ func (t *consoles) acknowledge(process uint64, name string) {
 // exited takes an exit from smss. That of a console's command is acknowledged when the console is removed, so that a successor
 // learns it too.
 func (t *consoles) exited(exit sm.Exit) {
-	if c := t.byID(exit.Name); c != nil {
-		c.commandEnded(exit)
-	} else if strings.HasPrefix(exit.Name, consolePrefix) { // its console was closed
+	c := t.byID(exit.Name)
+	if (c == nil || !c.commandEnded(exit)) && strings.HasPrefix(exit.Name, consolePrefix) {
 		t.acknowledge(exit.Process, exit.Name)
 	}
 }

@@ -418,3 +418,41 @@ func names(list []*csrpb.Process) (out []string) {
 	}
 	return out
 }
+
+func TestViewPassesKeysAndSizesAndDetachesAtItsKey(t *testing.T) {
+	w := start(t)
+	sys := w.core.Attach(t, w.user)
+	c, ctx := w.dial(t, w.user), alpctest.Context(t)
+	_, err := c.Create(ctx, &csrpb.CreateConsoleRequest{Name: "seen", Command: command("cat")})
+	require.NoError(t, err)
+	in, keys, err := os.Pipe()
+	require.NoError(t, err)
+	defer in.Close()
+	defer keys.Close()
+	var shown tape
+	sizes, resized := make(chan *csrpb.Size, 1), make(chan struct{})
+	ended := make(chan *csrpb.Ended, 1)
+	go func() {
+		view := csr.View{Attach: &csrpb.Attach{Name: "seen"}, In: in, Out: &shown, Sizes: sizes, Detach: 0x1d, Event: func(m *csrpb.AttachConsoleResponse) {
+			if m.GetResized().GetColumns() == 123 {
+				close(resized)
+			}
+		}}
+		end, _ := view.Run(ctx, sys)
+		ended <- end
+	}()
+	sizes <- &csrpb.Size{Columns: 123, Rows: 45}
+	<-resized
+	_, err = keys.WriteString("word\r")
+	require.NoError(t, err)
+	<-shown.reached(len("word\r\nword\r\n"))
+	_, err = keys.WriteString("last\x1dnever sent")
+	require.NoError(t, err)
+	require.Equal(t, csrpb.Ended_DETACHED, (<-ended).Reason)
+	info, err := c.Console(ctx, "seen")
+	require.NoError(t, err)
+	require.Empty(t, info.Viewers)
+	after := attach(t, c, &csrpb.Attach{Name: "seen", ReadOnly: true})
+	after.shows(t, "last")
+	require.Equal(t, "word\r\nword\r\nlast", after.text.String())
+}

@@ -71,7 +71,7 @@ func (v View) read(ctx context.Context, keys chan<- []byte) {
 }
 
 // once is one attachment. It moves the request's position and size on, for the next.
-func (v View) once(ctx context.Context, sys *alpc.System, request *csrpb.Attach, keys <-chan []byte) (*csrpb.Ended, error) {
+func (v View) once(ctx context.Context, sys *alpc.System, request *csrpb.Attach, keys <-chan []byte) (ended *csrpb.Ended, err error) {
 	c, err := Dial(ctx, sys, v.Session)
 	if err != nil {
 		return nil, err
@@ -90,17 +90,21 @@ func (v View) once(ctx context.Context, sys *alpc.System, request *csrpb.Attach,
 
 	// The sender stops before once returns, so that the next attachment's alone takes keys.
 	stop, stopped := make(chan struct{}), make(chan struct{})
-	last := make(chan *csrpb.Size, 1)
+	var last *csrpb.Size
+	var leaving bool
 	go func() {
 		defer close(stopped)
-		last <- v.send(a, keys, stop)
+		last, leaving = v.send(a, keys, stop)
 	}()
 	defer func() {
 		close(stop)
 		a.Close()
 		<-stopped
-		if s := <-last; s != nil {
-			request.Size = s
+		if last != nil {
+			request.Size = last
+		}
+		if leaving && ended == nil { // csrss was gone before it could say so
+			ended, err = &csrpb.Ended{Reason: csrpb.Ended_DETACHED}, nil
 		}
 	}()
 
@@ -130,15 +134,16 @@ func (v View) once(ctx context.Context, sys *alpc.System, request *csrpb.Attach,
 	}
 }
 
-// send passes keys and sizes on until it is stopped or can't, and returns the last size.
-func (v View) send(a *Attachment, keys <-chan []byte, stop <-chan struct{}) (last *csrpb.Size) {
+// send passes keys and sizes on until it is stopped or can't. It returns the last size, and whether the person wants to leave.
+func (v View) send(a *Attachment, keys <-chan []byte, stop <-chan struct{}) (last *csrpb.Size, leaving bool) {
 	for {
 		var err error
 		select {
 		case <-stop:
-			return last
+			return last, leaving
 		case b := <-keys:
 			if len(b) == 0 {
+				leaving = true
 				err = a.Detach()
 			} else {
 				_, err = a.Write(b)
@@ -152,7 +157,7 @@ func (v View) send(a *Attachment, keys <-chan []byte, stop <-chan struct{}) (las
 			err = a.Resize(int(s.Columns), int(s.Rows))
 		}
 		if err != nil {
-			return last
+			return last, leaving
 		}
 	}
 }
