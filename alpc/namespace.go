@@ -21,7 +21,8 @@ func (s *System) CreateSymbolicLink(ctx context.Context, name, target, sddl stri
 	return err
 }
 
-// Remove takes a name away: an empty directory, a link, or a declared port that nobody serves. It needs DELETE on the object.
+// Remove takes a name away: an empty directory, a link, or a declared port. Only who declared a port can take it from a server
+// that has it; its connections end. It needs DELETE on the object.
 func (s *System) Remove(ctx context.Context, name string) error {
 	_, err := s.ask(ctx, &corepb.ToCore{Request: &corepb.ToCore_Remove{Remove: &corepb.Remove{Name: name}}})
 	return err

@@ -117,6 +117,11 @@ func TestDeclaredPortHoldsConnectsUntilItsServerComes(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, p.Reply(ctx, m, &alpc.Message{}))
 	require.NoError(t, <-dialled)
+	require.ErrorIs(t, c.Attach(t, nil).Remove(ctx, name), ntstatus.ResourceInUse)
+	require.NoError(t, smss.Remove(ctx, name), "who declared it takes it back")
+	<-p.Done()
+	_, err = client.Dial(ctx, name, alpc.DialOptions{})
+	require.ErrorIs(t, err, ntstatus.ObjectNameNotFound)
 }
 
 func TestServerDeathWakesEveryWaiterAndChargesReturnToZero(t *testing.T) {

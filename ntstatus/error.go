@@ -11,8 +11,7 @@ import (
 )
 
 // Error is an outcome with its place: which operation, on which object. It crosses the wire whole (package rpc), so the
-// far side sees the same fields. Err, if any, is the cause; of the causes only *Denial crosses the wire as data, any
-// other as its text.
+// far side sees the same fields. Err, if any, is the cause: *Error, *Denial and Status cross as data, any other as its text.
 type Error struct {
 	Op     string // the operation in dotted form: "lsa.LogonUser", "core.Connect"
 	Object string // the object's name as its owner spells it: a port, a user, a service; may be empty

@@ -178,7 +178,7 @@ func lookup(s Status) (entry, bool) {
 	case RequestAborted:
 		return entry{"STATUS_REQUEST_ABORTED", codeAborted, "the request was aborted", "try again"}, true
 	case ServerSIDMismatch:
-		return entry{"STATUS_SERVER_SID_MISMATCH", codePermissionDenied, "the server is not who the client requires", ""}, true
+		return entry{"STATUS_SERVER_SID_MISMATCH", codePermissionDenied, "the server is not who the client requires", "look who serves the port (\"sallyport ports\"), and require that one only if you trust it"}, true
 	case ShutdownInProgress:
 		return entry{"STATUS_SHUTDOWN_IN_PROGRESS", codeUnavailable, "the system is shutting down", ""}, true
 	case PortNotSet:

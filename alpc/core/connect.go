@@ -144,7 +144,10 @@ func (m *Machine) connect(a *attachment, id uint64, r *corepb.Connect) (*corepb.
 func askServer(m *Machine, c *connection) *corepb.Failure {
 	p := c.port.port
 	if t := p.server.token.value; !c.required.IsZero() && t.User.SID != c.required && !t.HasSID(c.required) {
-		m.endConnect(c, fail("core.Connect", c.port.name, ntstatus.ServerSIDMismatch, "the server is %s, the client requires %s", t.User.SID, c.required))
+		m.endConnect(c, m.denied(c.client, &corepb.Denial{
+			Op: "core.Connect", Object: c.port.name, Right: "a server that has " + c.required.String(), Status: uint32(ntstatus.ServerSIDMismatch),
+			Trace: []string{fmt.Sprintf("the server is %s, whose token does not hold %s enabled, which the client requires", t.User.SID, c.required)},
+		}))
 		return nil
 	}
 	if len(p.lines) == 0 {

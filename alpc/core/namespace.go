@@ -252,7 +252,8 @@ func (m *Machine) createSymbolicLink(a *attachment, r *corepb.CreateSymbolicLink
 	return f
 }
 
-// remove takes an object's name away: an empty directory, a symbolic link, or a declared port that nobody serves.
+// remove takes an object's name away: an empty directory, a symbolic link, a declared port that nobody serves, or for its
+// declarer a declared port with all its connections.
 func (m *Machine) remove(a *attachment, name string) *corepb.Failure {
 	const op = "core.Remove"
 	if _, wrong := splitName(name); wrong != "" || strings.Trim(name, `\/`) == "" {
@@ -268,6 +269,9 @@ func (m *Machine) remove(a *attachment, name string) *corepb.Failure {
 	switch {
 	case len(o.children) > 0:
 		return fail(op, name, ntstatus.ResourceInUse, "the directory is not empty")
+	case o.kind == kindPort && o.port.server != nil && o.port.declarer == a:
+		o.port.declarer = nil // who reserved the name takes it back, from a server that may be dying
+		m.releasePort(o)
 	case o.kind == kindPort && o.port.server != nil:
 		return fail(op, name, ntstatus.ResourceInUse, "attachment %d serves the port", o.port.server.id)
 	case o.kind == kindPort:
