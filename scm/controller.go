@@ -86,8 +86,8 @@ type controller struct {
 	answers  map[uint64]chan uint32 // native controls that await their handler's result
 	nextID   uint64
 	lock     *lockHolder
-	handles  map[uint64]*handle
-	leaving  map[string]chan struct{} // deleted services that are still being removed; closed when they are
+	handles  map[uint64]map[uint64]*Service // by connection, then number
+	leaving  map[string]chan struct{}       // deleted services that are still being removed; closed when they are
 	jobs     []func(context.Context)
 	working  bool          // the worker has taken jobs that are not done
 	wake     chan struct{} // capacity 1: there are jobs
@@ -108,7 +108,7 @@ func newController(sys *alpc.System, log hclog.Logger, db *store.DB, keeper *sm.
 	c := &controller{
 		sys: sys, log: log, db: db, keeper: keeper, logs: filepath.Join(state, "logs"), runtime: runtime, manager: manager,
 		machine: NewMachine(), entries: map[*Service]*entry{}, watchers: map[*watcher]struct{}{}, answers: map[uint64]chan uint32{},
-		leaving: map[string]chan struct{}{}, handles: map[uint64]*handle{}, wake: make(chan struct{}, 1),
+		leaving: map[string]chan struct{}{}, handles: map[uint64]map[uint64]*Service{}, wake: make(chan struct{}, 1),
 		nextID: uint64(time.Now().UnixNano()), // a service may still answer what a predecessor asked
 	}
 	c.timer = time.AfterFunc(time.Hour, func() {

@@ -260,84 +260,100 @@ func allowed(ctx context.Context, d *security.Descriptor, right security.AccessM
 	return ok && security.AccessCheck(security.CheckRequest{Descriptor: d, Token: caller.Token, Desired: right, Mapping: mgr.ServiceMapping()}).Allowed()
 }
 
-// OpenService grants what the caller may of desired_access, and holds the service until the stream ends.
-func (s *server) OpenService(r *scmpb.OpenServiceRequest, stream grpc.ServerStreamingServer[scmpb.OpenServiceResponse]) error {
-	const op = "scm.OpenService"
+// maxHandles is how many services one connection may hold open.
+const maxHandles = 4096
+
+// HoldHandles ends the connection's handles when it ends: a client that dies can't keep a deleted service.
+func (s *server) HoldHandles(_ *scmpb.HoldHandlesRequest, stream grpc.ServerStreamingServer[scmpb.HoldHandlesResponse]) error {
+	const op = "scm.HoldHandles"
 	c, ctx := s.c, stream.Context()
+	caller, ok := rpc.Caller(ctx)
+	if !ok {
+		return ntstatus.New(op, "", ntstatus.AccessDenied)
+	}
+	c.mu.Lock()
+	_, twice := c.handles[caller.Connection]
+	if !twice {
+		c.handles[caller.Connection] = map[uint64]*Service{}
+	}
+	c.mu.Unlock()
+	if twice {
+		return ntstatus.Errorf(op, "", ntstatus.InvalidDeviceState, "the connection holds its handles already")
+	}
+	defer func() {
+		_ = c.apply(func(now time.Time) error {
+			mine := c.handles[caller.Connection]
+			delete(c.handles, caller.Connection)
+			for id, service := range mine {
+				c.machine.Release(now, service, id)
+			}
+			return nil
+		})
+	}()
+	if err := stream.Send(&scmpb.HoldHandlesResponse{}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// OpenService grants what the caller may of desired_access.
+func (s *server) OpenService(ctx context.Context, r *scmpb.OpenServiceRequest) (*scmpb.OpenServiceResponse, error) {
+	const op = "scm.OpenService"
+	c := s.c
 	if r.Name == "" {
-		return ntstatus.New(op, "", ntstatus.InvalidParameter)
+		return nil, ntstatus.New(op, "", ntstatus.InvalidParameter)
 	}
 	if _, err := c.resolve(ctx, r.Name); err != nil {
-		return err
+		return nil, err
 	}
 	caller, ok := rpc.Caller(ctx)
 	if !ok {
-		return ntstatus.New(op, r.Name, ntstatus.AccessDenied)
+		return nil, ntstatus.New(op, r.Name, ntstatus.AccessDenied)
 	}
-	var name string
-	var id uint64
-	var granted security.AccessMask
-	closed := make(chan struct{})
-	if err := c.apply(func(time.Time) error {
+	out := &scmpb.OpenServiceResponse{}
+	return out, c.apply(func(time.Time) error {
 		e, err := c.find(op, r.Name)
 		if err != nil {
 			return err
 		}
-		desired := mgr.ServiceMapping().Map(security.AccessMask(r.DesiredAccess))
-		if desired != 0 {
+		if desired := mgr.ServiceMapping().Map(security.AccessMask(r.DesiredAccess)); desired != 0 {
 			d := security.AccessCheck(security.CheckRequest{Descriptor: e.descriptor, Token: caller.Token, Desired: desired, Mapping: mgr.ServiceMapping()})
 			if !d.Allowed() {
 				return ntstatus.Errorf(op, e.service.Config.Name, d.Status, "%s", d)
 			}
-			granted = d.Granted
+			out.GrantedAccess = uint32(d.Granted)
+		}
+		mine, held := c.handles[caller.Connection]
+		switch {
+		case !held:
+			return ntstatus.Errorf(op, r.Name, ntstatus.InvalidDeviceState, "call HoldHandles first")
+		case len(mine) >= maxHandles:
+			return ntstatus.Errorf(op, r.Name, ntstatus.QuotaExceeded, "the connection has %d open services", maxHandles)
 		}
 		c.nextID++
-		id, name = c.nextID, e.service.Config.Name
-		c.handles[id] = &handle{service: e.service, connection: caller.Connection, closed: closed}
-		return c.machine.Hold(e.service.Key, id, fmt.Sprintf("process %d (%s)", caller.PID, caller.Token.User.SID))
-	}); err != nil {
-		return err
-	}
-	defer c.closeHandle(id, caller.Connection)
-	if err := stream.Send(&scmpb.OpenServiceResponse{Name: name, GrantedAccess: uint32(granted), Handle: id}); err != nil {
-		return err
-	}
-	select {
-	case <-closed:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// handle is an open service.
-type handle struct {
-	service    *Service
-	connection uint64
-	closed     chan struct{}
-}
-
-// closeHandle ends a handle of the connection; false if there is none of that number.
-func (c *controller) closeHandle(id, connection uint64) (ok bool) {
-	_ = c.apply(func(now time.Time) error {
-		h := c.handles[id]
-		if ok = h != nil && h.connection == connection; ok {
-			delete(c.handles, id)
-			close(h.closed)
-			c.machine.Release(now, h.service, id)
-		}
-		return nil
+		out.Name, out.Handle = e.service.Config.Name, c.nextID
+		mine[out.Handle] = e.service
+		return c.machine.Hold(e.service.Key, out.Handle, fmt.Sprintf("process %d (%s)", caller.PID, caller.Token.User.SID))
 	})
-	return ok
 }
 
 // CloseServiceHandle is CloseServiceHandle: what was only kept for the handle is gone when it answers.
 func (s *server) CloseServiceHandle(ctx context.Context, r *scmpb.CloseServiceHandleRequest) (*scmpb.CloseServiceHandleResponse, error) {
-	caller, ok := rpc.Caller(ctx)
-	if !ok || !s.c.closeHandle(r.Handle, caller.Connection) {
-		return nil, ntstatus.New(statusOp("CloseServiceHandle"), "", ntstatus.InvalidHandle)
+	caller, known := rpc.Caller(ctx)
+	if !known {
+		return nil, ntstatus.New(statusOp("CloseServiceHandle"), "", ntstatus.AccessDenied)
 	}
-	return &scmpb.CloseServiceHandleResponse{}, nil
+	return &scmpb.CloseServiceHandleResponse{}, s.c.apply(func(now time.Time) error {
+		mine := s.c.handles[caller.Connection]
+		service, ok := mine[r.Handle]
+		if !ok {
+			return ntstatus.New(statusOp("CloseServiceHandle"), "", ntstatus.InvalidHandle)
+		}
+		delete(mine, r.Handle)
+		s.c.machine.Release(now, service, r.Handle)
+		return nil
+	})
 }
 
 func (s *server) StartService(ctx context.Context, r *scmpb.StartServiceRequest) (*scmpb.ServiceStatus, error) {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -87,6 +88,7 @@ const InvalidServiceLock ntstatus.Status = 0xC0070000 | 1071
 type Manager struct {
 	conn  io.Closer
 	stub  scmpb.ServiceControlManagerClient
+	hold  *hold
 	limit security.AccessMask // what this handle is good for
 }
 
@@ -96,13 +98,13 @@ func Connect(ctx context.Context, sys *alpc.System) (*Manager, error) {
 	if err != nil {
 		return nil, ntstatus.Wrap("mgr.Connect", PortName, err)
 	}
-	return &Manager{conn: conn, stub: scmpb.NewServiceControlManagerClient(conn), limit: ManagerAllAccess}, nil
+	return &Manager{conn: conn, stub: scmpb.NewServiceControlManagerClient(conn), hold: &hold{}, limit: ManagerAllAccess}, nil
 }
 
 // Limit returns a handle on the same connection that is good for these rights only, as NT's OpenSCManager takes them; generic rights
 // are allowed. The controller grants no more than the caller has, whatever is said here.
 func (m *Manager) Limit(rights security.AccessMask) *Manager {
-	return &Manager{conn: m.conn, stub: m.stub, limit: m.limit & ManagerMapping().Map(rights)}
+	return &Manager{conn: m.conn, stub: m.stub, hold: m.hold, limit: m.limit & ManagerMapping().Map(rights)}
 }
 
 // need is how a handle answers before the controller is asked.
@@ -146,18 +148,77 @@ func (m *Manager) OpenService(ctx context.Context, name string, desired security
 	if err := m.need("mgr.OpenService", 0); err != nil {
 		return nil, err
 	}
-	hold, release := context.WithCancel(context.WithoutCancel(ctx))
+	for again := true; ; again = false {
+		if err := m.hold.ensure(ctx, m.stub); err != nil {
+			return nil, err
+		}
+		opened, err := m.stub.OpenService(ctx, &scmpb.OpenServiceRequest{Name: name, DesiredAccess: uint32(desired)})
+		if again && errors.Is(err, ntstatus.InvalidDeviceState) {
+			m.hold.drop(m.hold.number()) // the controller was restarted, and this side had not noticed
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &Service{m: m, name: opened.Name, id: opened.Handle, granted: security.AccessMask(opened.GrantedAccess)}, nil
+	}
+}
+
+// hold is the stream that keeps a connection's handles, opened with the first of them. It is replaced when it ends, as it does
+// with a controller that is restarted.
+type hold struct {
+	turn    sync.Mutex // held while a stream is opened
+	mu      sync.Mutex // guards what follows; a leaf
+	release context.CancelFunc
+	streams int // how many there were
+}
+
+func (h *hold) number() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.streams
+}
+
+func (h *hold) ensure(ctx context.Context, stub scmpb.ServiceControlManagerClient) error {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	h.mu.Lock()
+	held := h.release != nil
+	h.mu.Unlock()
+	if held {
+		return nil
+	}
+	life, release := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, release)
 	defer stop()
-	stream, err := m.stub.OpenService(hold, &scmpb.OpenServiceRequest{Name: name, DesiredAccess: uint32(desired)})
+	stream, err := stub.HoldHandles(life, &scmpb.HoldHandlesRequest{})
 	if err == nil {
-		var opened *scmpb.OpenServiceResponse
-		if opened, err = stream.Recv(); err == nil {
-			return &Service{m: m, name: opened.Name, id: opened.Handle, granted: security.AccessMask(opened.GrantedAccess), release: release}, nil
-		}
+		_, err = stream.Recv()
 	}
-	release()
-	return nil, err
+	if err != nil {
+		release()
+		return err
+	}
+	h.mu.Lock()
+	h.release = release
+	h.streams++
+	number := h.streams
+	h.mu.Unlock()
+	go func() {
+		_, _ = stream.Recv() // nothing more comes but the end
+		h.drop(number)
+	}()
+	return nil
+}
+
+// drop ends the stream of that number, if it is still the one.
+func (h *hold) drop(number int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.release != nil && h.streams == number {
+		h.release()
+		h.release = nil
+	}
 }
 
 // Services lists the services in the given states, sorted by name (NT: EnumServicesStatusEx, whose order of checks it keeps:
@@ -257,7 +318,6 @@ type Service struct {
 	name    string
 	id      uint64
 	granted security.AccessMask
-	release context.CancelFunc
 	closed  atomic.Bool
 }
 
@@ -273,10 +333,12 @@ func (s *Service) Close() error {
 	if s == nil || s.closed.Swap(true) {
 		return ntstatus.New("mgr.Close", "", ntstatus.InvalidHandle)
 	}
-	defer s.release()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	_, err := s.m.stub.CloseServiceHandle(ctx, &scmpb.CloseServiceHandleRequest{Handle: s.id})
+	if errors.Is(err, ntstatus.InvalidHandle) {
+		return nil
+	}
 	return gone(err)
 }
 
