@@ -32,8 +32,11 @@ const (
 	systemConfig  = "/etc/sallyport/sallyport.toml"
 )
 
-// socketName is the core's socket within the runtime directory.
-const socketName = "core"
+// socketName is the core's socket within the runtime directory; lockName is locked by the process that serves it.
+const (
+	socketName = "core"
+	lockName   = "lock"
+)
 
 // Instance is one place where a system runs or could run.
 type Instance struct {
@@ -169,4 +172,26 @@ func verify(dir string) error {
 		return ntstatus.Errorf("instance.Verify", dir, ntstatus.AccessDenied, "others may write to it (mode %04o)", info.Mode().Perm())
 	}
 	return nil
+}
+
+// Claim makes this process the only one that may serve the instance, and clears away the socket of one that was killed.
+// ObjectNameCollision: another has it. The claim ends with release, or with the process.
+func (in Instance) Claim() (release func(), err error) {
+	// A file that others can't open, or anybody who may look into the directory could hold the claim.
+	lock, err := os.OpenFile(filepath.Join(in.Runtime, lockName), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, ntstatus.Wrap("instance.Claim", in.Runtime, err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, ntstatus.Errorf("instance.Claim", in.Runtime, ntstatus.ObjectNameCollision, "an instance runs there already")
+		}
+		return nil, ntstatus.Wrap("instance.Claim", in.Runtime, err)
+	}
+	if err := os.Remove(in.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		lock.Close()
+		return nil, ntstatus.Wrap("instance.Claim", in.Socket(), err)
+	}
+	return func() { lock.Close() }, nil
 }

@@ -79,3 +79,17 @@ func TestPrepareMakesPrivateDirectoriesAndVerifyRefusesOpenOnes(t *testing.T) {
 		require.ErrorIs(t, instance.Instance{Runtime: "/tmp"}.Verify(), ntstatus.AccessDenied)
 	}
 }
+
+func TestOneServesAnInstanceAndClearsWhatAKilledOneLeft(t *testing.T) {
+	in := instance.Instance{Runtime: t.TempDir(), State: t.TempDir()}
+	require.NoError(t, os.WriteFile(in.Socket(), nil, 0o600))
+	release, err := in.Claim()
+	require.NoError(t, err)
+	require.NoFileExists(t, in.Socket())
+	_, err = in.Claim()
+	require.ErrorIs(t, err, ntstatus.ObjectNameCollision)
+	release()
+	release, err = in.Claim()
+	require.NoError(t, err)
+	release()
+}

@@ -64,6 +64,11 @@ func coreCommand(a *app) *cobra.Command {
 
 // runCore is the core, until ctx ends, the session manager has stopped or one of them fails.
 func runCore(ctx context.Context, in instance.Instance, log *os.File, ready *os.File) error {
+	release, err := in.Claim()
+	if err != nil {
+		return err
+	}
+	defer release()
 	return core.Boot(ctx, core.BootOptions{
 		Options: core.Options{Path: in.Socket(), Logger: processLogger("core", log)},
 		Program: spawn.Program{
