@@ -5,7 +5,7 @@
 // stranger until lsass says who they are, and the shell is never more than its token. lsass and csrss may die and come back
 // meanwhile: winlogon's terminal is its own file, calls are made again. When winlogon dies smss ends its session, and no other.
 //
-// One goroutine does everything; there are no locks.
+// One goroutine does everything, beside those that show the console at a terminal that smss gave (lent); there are no locks.
 package winlogon
 
 import (
@@ -64,6 +64,7 @@ type logon struct {
 	repeat bool
 
 	dialogue *dialogue
+	lent     *lent        // nil: the console is shown where somebody attaches to it
 	creator  security.SID // of the session; may attach to the console. Zero: nobody but administrators
 	name     string
 	password []byte
@@ -82,6 +83,12 @@ func run(ctx context.Context, env *subsys.Env, o Options) error {
 	}
 	if l.creator, err = l.sessionCreator(ctx); err != nil {
 		return err
+	}
+	if l.lent, err = l.lend(); err != nil {
+		return err
+	}
+	if l.lent != nil {
+		defer l.lent.giveBack(ctx)
 	}
 	if err := l.openConsole(ctx); err != nil {
 		return err
@@ -143,7 +150,9 @@ func (l *logon) openConsole(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.dialogue, err = newDialogue(terminal)
+	if l.dialogue, err = newDialogue(terminal); err == nil && l.lent != nil {
+		l.lent.show(ctx)
+	}
 	return err
 }
 

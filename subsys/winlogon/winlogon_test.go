@@ -3,6 +3,7 @@ package winlogon_test
 import (
 	"context"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"sallyport/alpc"
 	"sallyport/alpc/alpctest"
+	"sallyport/internal/pidfd"
 	"sallyport/internal/pty"
 	"sallyport/ntstatus"
 	"sallyport/proto/csrpb"
@@ -35,6 +37,14 @@ func prompt() string {
 	return "$ "
 }
 
+// TestMain makes the test binary a winlogon of its own where the test asks for one.
+func TestMain(m *testing.M) {
+	if os.Getenv("SALLYPORT_SERVER") == "winlogon" {
+		os.Exit(subsys.Main(winlogon.Server()))
+	}
+	os.Exit(m.Run())
+}
+
 // station is a set of servers with a winlogon, inside the test, and the person in front of it.
 type station struct {
 	t       *testing.T
@@ -54,7 +64,17 @@ type station struct {
 
 func open(t *testing.T, args ...string) *station {
 	t.Helper()
-	s := &station{t: t, core: alpctest.Start(t), state: t.TempDir(), home: t.TempDir()}
+	s := servers(t)
+	s.logon = s.host(winlogon.New(winlogon.Options{FirstPause: time.Millisecond}), args...)
+	t.Cleanup(func() { s.logon.Stop(s.ctx()) })
+	s.sitDown()
+	return s
+}
+
+// servers is all that a winlogon needs.
+func servers(t *testing.T, options ...alpctest.Option) *station {
+	t.Helper()
+	s := &station{t: t, core: alpctest.Start(t, options...), state: t.TempDir(), home: t.TempDir()}
 	creator := alpctest.User(1000)
 	csrtest.Start(t, s.core.Attach(t, nil), creator.User.SID.String())
 	// As smss does: clients of a server that is away wait for it.
@@ -71,15 +91,12 @@ func open(t *testing.T, args ...string) *station {
 	_, err = s.admin.SetAccountPolicy(s.ctx(), lsa.Policy{MinPasswordLength: 4, HashTime: 1, HashMemoryKiB: 8, HashThreads: 1})
 	require.NoError(t, err)
 	s.user("alice", false)
-	s.logon = s.host(winlogon.New(winlogon.Options{FirstPause: time.Millisecond}), args...)
-	t.Cleanup(func() { s.logon.Stop(s.ctx()) })
 	s.consols, err = csr.Dial(s.ctx(), s.core.Attach(t, alpctest.Admin(500)), 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { s.consols.Close() })
 	s.person, err = csr.Dial(s.ctx(), s.core.Attach(t, creator), 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { s.person.Close() })
-	s.sitDown()
 	return s
 }
 
@@ -335,4 +352,50 @@ func TestTheNextUserSeesNothingOfTheLast(t *testing.T) {
 	require.Empty(t, s.sessions())
 	s.press("\x04")
 	s.gone()
+}
+
+// TestTerminalThatSmssGaveShowsTheConsole runs winlogon as a process whose standard files are a terminal.
+func TestTerminalThatSmssGaveShowsTheConsole(t *testing.T) {
+	s := servers(t, alpctest.AsProcess())
+	system := s.core.Attach(t, nil)
+	require.NoError(t, system.RegisterSpawner(s.ctx()))
+	master, err := pty.Open(pty.Size{Columns: 91, Rows: 37})
+	require.NoError(t, err)
+	defer master.Close()
+	require.NoError(t, master.SetDeadline(time.Now().Add(20*time.Second)))
+	terminal, err := pty.Peer(master)
+	require.NoError(t, err)
+	defer terminal.Close()
+	before, err := pty.GetModes(terminal)
+	require.NoError(t, err)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{"SALLYPORT_SERVER=winlogon", "SALLYPORT_SESSION=0", "SALLYPORT_LOG=error", "SALLYPORT_CORE=" + s.core.Path()}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, os.Stderr
+	require.NoError(t, cmd.Start())
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	process, err := pidfd.Open(cmd.Process.Pid)
+	require.NoError(t, err)
+	defer process.Close()
+	require.NoError(t, system.AssignToken(s.ctx(), process, system.Token().TokenID))
+	expect := func(want string) {
+		t.Helper()
+		for b := make([]byte, 4096); !strings.Contains(s.shown.String()[s.seen:], want); {
+			n, err := master.Read(b)
+			require.NoError(t, err, "waiting for %q in %q", want, s.shown.String())
+			s.shown.Write(b[:n])
+		}
+		s.seen += strings.Index(s.shown.String()[s.seen:], want) + len(want)
+	}
+	for _, line := range [][2]string{{"login: ", "alice\r"}, {"Password: ", password + "\r"}, {prompt(), "stty size\r"}, {"37 91", "echo the last word; exit\r"}} {
+		expect(line[0])
+		_, err := master.WriteString(line[1])
+		require.NoError(t, err)
+	}
+	expect("the last word") // echoed
+	expect("the last word")
+	require.NoError(t, cmd.Wait())
+	require.NotContains(t, s.shown.String(), password)
+	after, err := pty.GetModes(terminal)
+	require.NoError(t, err)
+	require.Equal(t, before, after, "the terminal is as it was")
 }
