@@ -68,14 +68,14 @@ func TestAControllerThatDiesAtAnyMomentLosesNothing(t *testing.T) {
 	default:
 	}
 	s.manager.Close()
-	require.Eventually(t, func() bool {
+	eventually(t, func() bool {
 		var err error
 		s.manager, err = mgr.Connect(s.context(), s.sys)
 		if err == nil {
 			_, err = s.manager.Services(s.context(), scmpb.ServiceStateFilter_SERVICE_STATE_ALL)
 		}
 		return err == nil
-	}, waitFor, tick)
+	})
 	for _, mine := range acknowledged {
 		for name, exists := range mine {
 			_, err := s.manager.OpenService(s.context(), name, 0)

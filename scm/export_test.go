@@ -46,13 +46,39 @@ func OpenTestLog(path string, limit int64, keep int, r, w *os.File) (*TestLog, e
 	return &TestLog{l}, nil
 }
 
-func (t *TestLog) Run()             { t.l.run() }
-func (t *TestLog) Seam()            { t.l.seam() }
-func (t *TestLog) Close()           { t.l.close() }
-func (t *TestLog) Dropped() uint64  { return t.l.lost() }
-func (t *TestLog) Write() *os.File  { return t.l.write }
-func (t *TestLog) Pipe() *os.File   { return t.l.pipe }
-func (t *TestLog) Break(f *os.File) { t.l.mu.Lock(); t.l.file = f; t.l.mu.Unlock() }
+func (t *TestLog) Run()            { t.l.run() }
+func (t *TestLog) Seam()           { t.l.seam() }
+func (t *TestLog) Close()          { t.l.close() }
+func (t *TestLog) Dropped() uint64 { return t.l.lost() }
+func (t *TestLog) Write() *os.File { return t.l.write }
+
+// Drain takes out what is in the pipe.
+func (t *TestLog) Drain() {
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	for before := int64(-1); before != t.l.size; {
+		before = t.l.size
+		_ = t.l.drain()
+	}
+}
+
+// KeepPipe ends the log as a kill does: the pipe stays.
+func (t *TestLog) KeepPipe() (r, w *os.File) {
+	r, w = t.l.pipe, t.l.write
+	t.l.pipe, t.l.write = nil, nil
+	t.l.close()
+	return r, w
+}
+
+// Swap puts another file in the place of the log's, and returns the old one.
+func (t *TestLog) Swap(f *os.File) *os.File {
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	old := t.l.file
+	t.l.file = f
+	return old
+}
+
 func (t *TestLog) Read(ctx context.Context, tail int, follow bool, send func([]byte) error) error {
 	return t.l.read(ctx, tail, follow, send)
 }

@@ -118,7 +118,7 @@ type set struct {
 	manager *mgr.Manager
 	servers *sm.Client
 	dir     string
-	core    string
+	coreOf  *alpctest.Core
 }
 
 func boot(t *testing.T) *set {
@@ -160,7 +160,7 @@ func boot(t *testing.T) *set {
 	case <-time.After(waitFor):
 		t.Fatal("the set does not boot")
 	}
-	s := &set{t: t, sys: core.Attach(t, alpctest.Admin(1000)), dir: dir, core: core.Path()}
+	s := &set{t: t, sys: core.Attach(t, alpctest.Admin(1000)), dir: dir, coreOf: core}
 	s.servers, err = sm.Dial(s.context(), s.sys)
 	require.NoError(t, err)
 	s.connect()
@@ -213,11 +213,11 @@ func (s *set) start(service *mgr.Service, args ...string) *scmpb.ServiceStatus {
 
 func (s *set) await(service *mgr.Service, what string, ok func(*scmpb.ServiceStatus) bool) (st *scmpb.ServiceStatus) {
 	s.t.Helper()
-	require.Eventually(s.t, func() bool {
+	eventually(s.t, func() bool {
 		var err error
 		st, err = service.Query(s.context())
 		return err == nil && ok(st)
-	}, waitFor, tick, what)
+	}, what)
 	return st
 }
 
@@ -230,22 +230,12 @@ func (s *set) log(service *mgr.Service) string {
 // killSCM kills the controller and waits for its successor.
 func (s *set) killSCM() {
 	s.t.Helper()
-	find := func() *smpb.Server {
-		servers, err := s.servers.Servers(s.context())
-		require.NoError(s.t, err)
-		for _, server := range servers {
-			if server.Name == "scm" {
-				return server
-			}
-		}
-		return nil
-	}
-	old := find().Pid
+	old := s.server("scm").Pid
 	require.NoError(s.t, syscall.Kill(int(old), syscall.SIGKILL))
-	require.Eventually(s.t, func() bool {
-		server := find()
+	eventually(s.t, func() bool {
+		server := s.server("scm")
 		return server.Pid != old && server.State == smpb.ServerState_SERVER_STATE_RUNNING
-	}, waitFor, tick, "scm comes back")
+	}, "scm comes back")
 	s.manager.Close()
 	s.connect()
 }
@@ -297,7 +287,7 @@ func TestAServiceIsKeptAliveAndItsLogWhole(t *testing.T) {
 		require.Equal(t, scmpb.ServiceState_SERVICE_RUNNING, adopted.State)
 		require.EqualValues(t, 1, adopted.Explain.Failures)
 		before := len(s.log(service))
-		require.Eventually(t, func() bool { return len(s.log(service)) > before }, waitFor, tick, "the log goes on")
+		eventually(t, func() bool { return len(s.log(service)) > before }, "the log goes on")
 	}
 
 	// Both at once: the controller learns from smss what it missed.
@@ -313,17 +303,17 @@ func TestAServiceIsKeptAliveAndItsLogWhole(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, scmpb.ServiceState_SERVICE_STOPPED, stopped.State)
 	require.Zero(t, stopped.Win32ExitCode)
-	require.Eventually(t, func() bool { return strings.HasSuffix(s.log(service), "bye\n") }, waitFor, tick)
+	eventually(t, func() bool { return strings.HasSuffix(s.log(service), "bye\n") })
 	require.Equal(t, 3, whole(t, s.log(service)))
 
 	require.NoError(t, service.Delete(s.context()))
 	_, err = s.manager.CreateService(s.context(), &scmpb.ServiceConfig{Name: "COUNTER", Path: "/bin/true"}, mgr.CreateOptions{})
 	require.ErrorIs(t, err, ntstatus.ServiceMarkedForDelete, "this test still holds it")
 	require.NoError(t, service.Close())
-	require.Eventually(t, func() bool {
+	eventually(t, func() bool {
 		_, err := s.manager.OpenService(s.context(), "counter", 0)
 		return ntstatus.Of(err) == ntstatus.ServiceDoesNotExist
-	}, waitFor, tick)
+	})
 	_, err = s.manager.CreateService(s.context(), &scmpb.ServiceConfig{Name: "COUNTER", Path: "/bin/true"}, mgr.CreateOptions{})
 	require.NoError(t, err)
 }
@@ -377,12 +367,12 @@ func TestNativeServicesObeyAcrossARestartOfTheController(t *testing.T) {
 	service = s.open("native")
 	now := s.await(service, "still paused", func(n *scmpb.ServiceStatus) bool { return n.State == scmpb.ServiceState_SERVICE_PAUSED })
 	require.Equal(t, st.Pid, now.Pid)
-	require.Eventually(t, func() bool {
+	eventually(t, func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_, err := service.Control(ctx, mgr.ControlContinue) // it dispatches again in its own time
 		return err == nil
-	}, waitFor, tick)
+	})
 	s.await(service, "running", func(n *scmpb.ServiceStatus) bool { return n.State == scmpb.ServiceState_SERVICE_RUNNING })
 	_, err = service.Control(s.context(), 200)
 	require.NoError(t, err)
@@ -441,7 +431,7 @@ func TestThirdPartyDaemons(t *testing.T) {
 		service, err := s.manager.CreateService(s.context(), config, mgr.CreateOptions{Access: security.MaximumAllowed})
 		require.NoError(t, err)
 		st := s.start(service)
-		require.Eventually(t, func() bool { return bufio.NewScanner(strings.NewReader(s.log(service))).Scan() }, waitFor, tick, "%s writes a log", name)
+		eventually(t, func() bool { return bufio.NewScanner(strings.NewReader(s.log(service))).Scan() }, "%s writes a log", name)
 		require.NoError(t, syscall.Kill(int(st.Pid), syscall.SIGKILL))
 		again := s.await(service, "restarted", func(n *scmpb.ServiceStatus) bool {
 			return n.Pid != 0 && n.Pid != st.Pid && n.State == scmpb.ServiceState_SERVICE_RUNNING
@@ -455,4 +445,97 @@ func TestThirdPartyDaemons(t *testing.T) {
 		_, err = service.Stop(s.context(), false, true)
 		require.NoError(t, err)
 	}
+}
+
+// server is one server of the set.
+func (s *set) server(name string) *smpb.Server {
+	s.t.Helper()
+	servers, err := s.servers.Servers(s.context())
+	require.NoError(s.t, err)
+	for _, server := range servers {
+		if server.Name == name {
+			return server
+		}
+	}
+	s.t.Fatalf("there is no server %s", name)
+	return nil
+}
+
+func TestAStartWaitsForALostAuthorityByItsPolicy(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs processes")
+	}
+	s := boot(t)
+	service := s.create("patient", "counter", func(c *scmpb.ServiceConfig) { c.StartTimeoutMs = 200 })
+	authority := int(s.server("lsass").Pid)
+	require.NoError(t, syscall.Kill(authority, syscall.SIGSTOP))
+	_, err := service.Start(s.context(), true)
+	require.ErrorIs(t, err, ntstatus.ServiceLogonFailed)
+	st := s.await(service, "another try", func(st *scmpb.ServiceStatus) bool { return st.Explain.Starts > 2 })
+	require.NotZero(t, st.Explain.Failures)
+	require.NoError(t, syscall.Kill(authority, syscall.SIGCONT))
+	s.await(service, "running", func(st *scmpb.ServiceStatus) bool { return st.State == scmpb.ServiceState_SERVICE_RUNNING })
+}
+
+func TestDeletedServicesLeaveNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs processes")
+	}
+	s := boot(t)
+	files := func(pid int) int {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		require.NoError(t, err)
+		return len(entries)
+	}
+	controller := int(s.server("scm").Pid)
+	cycle := func() {
+		service := s.create("brief", "notify", func(c *scmpb.ServiceConfig) { c.Arguments = []string{"READY=1"} })
+		s.start(service)
+		_, err := service.Stop(s.context(), false, true)
+		require.NoError(t, err)
+		require.NoError(t, service.Delete(s.context()))
+		require.NoError(t, service.Close())
+	}
+	cycle()
+	mine, theirs := files(os.Getpid()), files(controller)
+	for range 5 {
+		cycle()
+	}
+	eventually(t, func() bool { return files(os.Getpid()) <= mine && files(controller) <= theirs },
+		"descriptors are back where they were")
+	eventually(t, func() bool {
+		left, err := filepath.Glob(filepath.Join(s.dir, "state", "scm", "logs", "*"))
+		return err == nil && len(left) == 0
+	}, "a deleted service's log goes with it")
+}
+
+func TestAServiceIsGuardedByItsOwnDescriptor(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs processes")
+	}
+	s := boot(t)
+	service := s.create("guarded", "counter", nil)
+	core := s.coreOf
+	user := alpctest.User(1001)
+	m, err := mgr.Connect(s.context(), core.Attach(t, user))
+	require.NoError(t, err)
+	defer m.Close()
+	_, err = m.CreateService(s.context(), &scmpb.ServiceConfig{Name: "mine", Path: "/bin/true"}, mgr.CreateOptions{})
+	require.ErrorIs(t, err, ntstatus.AccessDenied)
+	_, err = m.OpenService(s.context(), "guarded", mgr.Start)
+	require.ErrorIs(t, err, ntstatus.AccessDenied)
+	_, err = m.OpenService(s.context(), "nowhere", mgr.Start)
+	require.ErrorIs(t, err, ntstatus.ServiceDoesNotExist, "who may list services may learn that there is none")
+
+	require.NoError(t, service.SetSecurity(s.context(), fmt.Sprintf("D:(A;;GA;;;BA)(A;;0x14;;;%s)", user.User.SID)))
+	theirs, err := m.OpenService(s.context(), "guarded", mgr.Start|mgr.QueryStatus)
+	require.NoError(t, err)
+	_, err = theirs.Start(s.context(), true)
+	require.NoError(t, err)
+	_, err = m.OpenService(s.context(), "guarded", mgr.Stop)
+	require.ErrorIs(t, err, ntstatus.AccessDenied)
+	s.killSCM()
+	theirs, err = m.OpenService(s.context(), "guarded", security.MaximumAllowed)
+	require.NoError(t, err, "the descriptor is kept, and the manager finds the successor")
+	require.Equal(t, mgr.Start|mgr.QueryStatus, theirs.Granted())
 }

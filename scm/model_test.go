@@ -18,6 +18,13 @@ const (
 	tick    = 5 * time.Millisecond
 )
 
+// eventually waits until ok, on the test's own goroutine, so that ok may use require.
+func eventually(t require.TestingT, ok func() bool, what ...any) {
+	for deadline := time.Now().Add(waitFor); !ok(); time.Sleep(tick) {
+		require.True(t, time.Now().Before(deadline), what...)
+	}
+}
+
 // world is the slow and obvious model of what surrounds the machine: which processes there are. Whatever happens in whatever
 // order, the machine never has two of one service, never forgets one, and never starts one whose dependencies do not run.
 type world struct {
