@@ -192,16 +192,15 @@ func (s *Server) Serve(ctx context.Context, l *alpc.Listener) error {
 	defer cancel()
 	var ports sync.WaitGroup
 	defer ports.Wait()
-	go func() {
+	ports.Go(func() { // whoever waits for Serve finds the port's name free
 		select {
 		case <-s.stop:
 		case <-ctx.Done():
 			s.Stop()
-		case <-accepting.Done():
 		}
 		cancel()
 		_ = l.Close()
-	}()
+	})
 	for {
 		request, err := l.Accept(accepting)
 		if err != nil {

@@ -173,6 +173,12 @@ func (s *service) ExecPgm(ctx context.Context, r *smpb.ExecPgmRequest) (_ *smpb.
 			}
 		}()
 	}
+	if p.User != nil && p.Terminal >= 0 {
+		// As login does: what runs at the terminal may open it by its name, and nobody else.
+		if err = p.Files[p.Terminal].Chown(int(p.User.UID), -1); err != nil {
+			return nil, ntstatus.Wrap(op, r.Path, err)
+		}
+	}
 	proc, err := s.keep.fork(p)
 	if err != nil {
 		return nil, ntstatus.Wrap(op, r.Path, err)
