@@ -156,7 +156,7 @@ func (c *controller) effect(e Effect) {
 			close(entry.changed)
 			entry.changed = make(chan struct{})
 			c.publish(&scmpb.ServiceEvent{Kind: scmpb.ServiceEvent_STATUS, Status: c.status(entry)})
-			c.log.Debug("service", "name", key, "state", run.State, "reason", run.Reason)
+			c.log.Debug("service", "name", key, "state", run.State.String(), "reason", run.Reason)
 		}
 	case EffectExec:
 		if entry != nil {
