@@ -56,7 +56,7 @@ func main() {
 // privileged opens the named files for the other half, until that ends.
 func privileged(ctx context.Context, names []string) error {
 	if len(names) == 0 {
-		return fmt.Errorf("usage: privsep FILE...")
+		return errors.New("usage: privsep FILE, and more of them")
 	}
 	dir, err := os.MkdirTemp("", "privsep-")
 	if err != nil {
