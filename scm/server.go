@@ -16,7 +16,9 @@ import (
 )
 
 // Server is scm in a program's table of servers.
-func Server() subsys.Server { return subsys.Server{Name: "scm", Run: run} }
+func Server() subsys.Server {
+	return subsys.Server{Name: "scm", Run: run, Grace: 28 * time.Second} // its services stop first
+}
 
 // The port's and the interfaces' descriptors. What a caller may do is decided by method and service, not by the connect.
 const (

@@ -637,7 +637,7 @@ func (s *server) ReadServiceLog(r *scmpb.ReadServiceLogRequest, stream grpc.Serv
 
 func (s *server) ListServices(_ context.Context, r *scmpb.ListServicesRequest) (*scmpb.ListServicesResponse, error) {
 	if r.State < scmpb.ServiceStateFilter_SERVICE_ACTIVE || r.State > scmpb.ServiceStateFilter_SERVICE_STATE_ALL {
-		return nil, ntstatus.New(statusOp("ListServices"), "", ntstatus.InvalidParameter)
+		return nil, ntstatus.Errorf(statusOp("ListServices"), "", ntstatus.InvalidParameter, "state: say SERVICE_ACTIVE, SERVICE_INACTIVE or SERVICE_STATE_ALL")
 	}
 	out := &scmpb.ListServicesResponse{}
 	s.c.mu.Lock()

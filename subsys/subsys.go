@@ -6,6 +6,7 @@
 package subsys
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ const (
 const (
 	attachTimeout = 10 * time.Second
 	readyTimeout  = 10 * time.Second
-	stopGrace     = 8 * time.Second // below smss's default stop_timeout: who hangs says so itself
+	stopGrace     = 8 * time.Second
 )
 
 // Server is a server in a program's table of servers.
@@ -51,6 +52,9 @@ type Server struct {
 	// Run serves until ctx ends, then stops in an orderly way and returns nil. An error means that the server can't go
 	// on: smss starts it again within its budget. It calls env.Ready once it serves.
 	Run func(ctx context.Context, env *Env) error
+	// Grace is how long Run may take to stop; 0 means 8 s. It is less than smss's stop_timeout of the server, so that who
+	// hangs says so itself.
+	Grace time.Duration
 }
 
 // Env is what a server is handed. It is not changed after Run began.
@@ -110,12 +114,13 @@ func Main(server Server, args ...string) int {
 	}
 	// From here on a second signal has its default effect.
 	cancel()
-	stopping, done := context.WithTimeout(context.Background(), stopGrace)
+	grace := cmp.Or(server.Grace, stopGrace)
+	stopping, done := context.WithTimeout(context.Background(), grace)
 	defer done()
 	err = hosted.Stop(stopping)
 	switch {
 	case errors.Is(err, errHung):
-		log.Error("did not stop in time", "grace", stopGrace)
+		log.Error("did not stop in time", "grace", grace)
 		return ExitHung
 	case sys.Err() != nil:
 		return ExitNoCore
