@@ -211,7 +211,7 @@ func TestAccessCheck(t *testing.T) {
 }
 
 func TestEntriesThatAreNotUnderstoodFailTheCheck(t *testing.T) {
-	unknown := security.ACE{Type: 0x15, SID: security.Everyone()}
+	unknown := security.ACE{Type: 0x77, SID: security.Everyone()}
 	sd := parse(t, "O:SYG:SYD:(A;;0x1;;;"+alice+")")
 	sd.DACL.ACEs = append(sd.DACL.ACEs, unknown)
 	req := security.CheckRequest{Descriptor: sd, Token: aliceToken(t), Desired: 0x1, Mapping: mapping}
@@ -219,14 +219,14 @@ func TestEntriesThatAreNotUnderstoodFailTheCheck(t *testing.T) {
 	req.Desired = 0x2
 	got := security.AccessCheck(req)
 	require.Equal(t, ntstatus.InvalidACL, got.Status)
-	require.Contains(t, got.String(), "entry 1 of the DACL (0x15;;;;;WD) is not understood")
+	require.Contains(t, got.String(), "entry 1 of the DACL (0x77;;;;;WD) is not understood")
 
 	sd = parse(t, "O:SYG:SYD:(A;;0x1;;;"+alice+")")
 	sd.SACL = security.NewACL(unknown) // may be an access filter, which narrows
 	req.Descriptor, req.Desired = sd, 0x1
 	got = security.AccessCheck(req)
 	require.Equal(t, ntstatus.InvalidACL, got.Status)
-	require.Contains(t, got.String(), "entry 0 of the SACL (0x15;;;;;WD) is not understood")
+	require.Contains(t, got.String(), "entry 0 of the SACL (0x77;;;;;WD) is not understood")
 
 	sd.SACL = security.NewACL(security.ACE{Type: security.MandatoryLabel, SID: security.Everyone()})
 	require.Equal(t, ntstatus.InvalidACL, security.AccessCheck(req).Status, "a label must be one")

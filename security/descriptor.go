@@ -3,7 +3,7 @@ package security
 // Control is the descriptor's control word (MS-DTYP 2.4.6), NT's numbers.
 type Control uint16
 
-// The control bits. SELF_RELATIVE belongs to the binary form and is not kept.
+// The control bits. SELF_RELATIVE belongs to the binary form and is not kept; bits without a name here are.
 const (
 	OwnerDefaulted     Control = 0x0001
 	GroupDefaulted     Control = 0x0002
@@ -32,6 +32,7 @@ type Descriptor struct {
 	Control      Control
 	Owner, Group SID
 	DACL, SACL   *ACL
+	RMControl    uint8 // the resource manager's own bits (MS-DTYP 2.4.6, Sbz1): kept, without meaning here
 }
 
 // HasDACL reports whether a DACL is present, be it NULL, empty or neither.

@@ -61,23 +61,56 @@ func appendACL(b []byte, l *ACL, domain SID) []byte {
 	return b
 }
 
-// String is the entry in SDDL: (A;;GA;;;SY). A type that SDDL has no word for is written as its number, which no parser takes.
+// String is the entry in SDDL: (A;;GA;;;SY). An entry that SDDL has no words for is written with its type as a number, which no
+// parser takes.
 func (a ACE) String() string { return string(a.append(nil, SID{})) }
 
 func (a *ACE) append(b []byte, domain SID) []byte {
-	b = append(b, '(')
-	b = appendType(b, a.Type)
+	start := len(b)
+	b = appendType(append(b, '('), a.Type)
 	b = append(b, ';')
 	for _, w := range flagWords {
-		if a.Flags&w.flag != 0 {
+		if a.Flags&w.flag != 0 && (w.flag != SuccessfulAccess || w.word == a.successWord()) {
 			b = append(b, w.word...)
 		}
 	}
 	b = append(b, ';')
 	b = appendRights(b, a.Type, a.Mask)
-	b = append(b, ";;;"...)
-	b = appendSID(b, a.SID, domain)
+	b = append(b, ';')
+	if a.Type.is(object) && a.ObjectFlags&ObjectTypePresent != 0 {
+		b = a.ObjectType.append(b)
+	}
+	b = append(b, ';')
+	if a.Type.is(object) && a.ObjectFlags&InheritedObjectTypePresent != 0 {
+		b = a.InheritedObjectType.append(b)
+	}
+	b = appendSID(append(b, ';'), a.SID, domain)
+	b, ok := a.appendData(b, domain)
+	if !ok {
+		b = appendNumber(append(b[:start], '('), a.Type)
+		b = appendOctets(append(b, ";;;;;;#"...), a.Data)
+	}
 	return append(b, ')')
+}
+
+// successWord is what the bit of SA means to the entry.
+func (a *ACE) successWord() string {
+	if a.Type == AccessFilter {
+		return "TP"
+	}
+	return "SA"
+}
+
+// appendData writes the condition or the attribute; false where the data are neither.
+func (a *ACE) appendData(b []byte, domain SID) ([]byte, bool) {
+	switch {
+	case a.Type == ResourceAttribute:
+		c, ok := claimOf(a.Data)
+		return c.append(append(b, ';'), domain), ok
+	case a.Type.is(condition):
+		return Condition(a.Data).append(append(b, ';'), domain)
+	}
+	return b, true
 }
 
 func appendType(b []byte, t ACEType) []byte {
@@ -86,6 +119,10 @@ func appendType(b []byte, t ACEType) []byte {
 			return append(b, w.word...)
 		}
 	}
+	return appendNumber(b, t)
+}
+
+func appendNumber(b []byte, t ACEType) []byte {
 	return strconv.AppendUint(append(b, "0x"...), uint64(t), 16)
 }
 

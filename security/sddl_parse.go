@@ -12,8 +12,8 @@ const maxSDDL = 1 << 19
 
 // ParseSDDL reads a descriptor in the language of MS-DTYP 2.5.1: O:sid G:sid D:flags(ace)… S:flags(ace)…, parts in any
 // order, each at most once, all optional. Words are taken in either case, blanks around parts and fields as Windows does.
-// Entries are (type;flags;rights;;;sid) of the types A, D, AU, AL and ML; others fail with NotSupported. Other failures are
-// InvalidACL, InvalidSID or InvalidSecurityDescr; all have a SyntaxError with the byte.
+// Entries are (type;flags;rights;object;inherited object;sid), with a condition or an attribute behind the SID where the type has one.
+// Failures are InvalidACL, InvalidSID or InvalidSecurityDescr; all have a SyntaxError with the byte.
 func ParseSDDL(s string) (*Descriptor, error) { return ParseSDDLIn(s, SID{}) }
 
 // ParseSDDLIn is ParseSDDL with the domain that relative aliases ("DA") belong to.
@@ -114,7 +114,7 @@ func (p *parser) controlWord(rest string, sacl bool) (string, Control) {
 	return "", 0
 }
 
-// ace takes (type;flags;rights;object;inherited object;sid).
+// ace takes (type;flags;rights;object;inherited object;sid) with, behind one more semicolon, a condition or an attribute.
 func (p *parser) ace(sacl bool) ACE {
 	const separator = "; and the next field of the entry"
 	p.expect('(', ntstatus.InvalidACL, "(")
@@ -124,10 +124,12 @@ func (p *parser) ace(sacl bool) ACE {
 	p.expect(';', ntstatus.InvalidACL, separator)
 	a.Mask = p.rights(a.Type)
 	p.expect(';', ntstatus.InvalidACL, separator)
-	p.space()
-	p.expect(';', ntstatus.InvalidACL, "; as an entry of this type has no object type")
-	p.space()
-	p.expect(';', ntstatus.InvalidACL, "; as an entry of this type has no inherited object type")
+	if g, ok := p.objectType(a.Type, "; as an entry of this type has no object type"); ok {
+		a.ObjectType, a.ObjectFlags = g, ObjectTypePresent
+	}
+	if g, ok := p.objectType(a.Type, "; as an entry of this type has no inherited object type"); ok {
+		a.InheritedObjectType, a.ObjectFlags = g, a.ObjectFlags|InheritedObjectTypePresent
+	}
 	p.space()
 	start := p.pos
 	a.SID = p.sid()
@@ -135,8 +137,35 @@ func (p *parser) ace(sacl bool) ACE {
 		p.failAt(start, ntstatus.InvalidACL, "an integrity label (S-1-16-…)")
 	}
 	p.space()
-	p.expect(')', ntstatus.InvalidACL, ") after the SID of the entry")
+	switch {
+	case a.Type == ResourceAttribute:
+		p.expect(';', ntstatus.InvalidACL, "; and the attribute")
+		p.space()
+		if c := p.claim(); p.err == nil {
+			a.Data = c.marshal()
+		}
+	case a.Type.is(condition):
+		p.expect(';', ntstatus.InvalidACL, "; and the condition")
+		p.space()
+		a.Data = string(p.condition())
+	}
+	p.space()
+	p.expect(')', ntstatus.InvalidACL, ") at the end of the entry")
 	return a
+}
+
+// objectType takes a GUID, or none, and the semicolon behind it. Blanks stand in the place of a GUID, not beside one.
+func (p *parser) objectType(t ACEType, want string) (g GUID, ok bool) {
+	if t.is(object) && isDigit(p.peek(), 16) {
+		if g, ok = parseGUID(p.text[p.pos:min(p.pos+guidSize, len(p.text))]); ok {
+			p.pos += guidSize
+		}
+		want = "a GUID (8-4-4-4-12 hexadecimal digits) or ;"
+	} else {
+		p.space()
+	}
+	p.expect(';', ntstatus.InvalidACL, want)
+	return g, ok
 }
 
 func (p *parser) aceType(sacl bool) ACEType {
@@ -151,17 +180,12 @@ func (p *parser) aceType(sacl bool) ACEType {
 		if w.word != word {
 			continue
 		}
-		if inSACL := w.typ != AccessAllowed && w.typ != AccessDenied; inSACL != sacl {
-			p.failAt(start, ntstatus.InvalidACL, "a type of entry that belongs to this list (D: has A and D, S: has AU, AL and ML)")
+		if w.typ.is(system) != sacl {
+			p.failAt(start, ntstatus.InvalidACL, "a type of entry that belongs to this list (A, D, OA, OD, XA, XD and ZA to D:, the others to S:)")
 		}
 		return w.typ
 	}
-	for _, later := range laterTypeWords {
-		if later == word {
-			p.failAt(start, ntstatus.NotSupported, "an entry of type A, D, AU, AL or ML: this type is not supported")
-		}
-	}
-	p.failAt(start, ntstatus.InvalidACL, "a type of entry (A, D, AU, AL or ML)")
+	p.failAt(start, ntstatus.InvalidACL, "a type of entry (A, D, OA, OD, XA, XD, ZA; AU, AL, OU, OL, XU, ML, RA, SP, TL, FL)")
 	return 0
 }
 
@@ -177,14 +201,14 @@ func (p *parser) aceFlags() ACEFlags {
 			}
 		}
 		if flag == 0 {
-			p.failAt(start, ntstatus.InvalidACL, "a flag of the entry (OI, CI, NP, IO, ID, CR, SA, FA)")
+			p.failAt(start, ntstatus.InvalidACL, "a flag of the entry (OI, CI, NP, IO, ID, CR, SA, FA, TP)")
 		}
 		flags |= flag
 	}
 	return flags
 }
 
-// rights takes a number or a run of words; blanks stand around it, not inside.
+// rights takes a number, a run of words, or a number and words behind it; blanks stand around it, not inside.
 func (p *parser) rights(typ ACEType) AccessMask {
 	const want = "access rights (two-letter words or a number of 32 bits)"
 	var mask AccessMask

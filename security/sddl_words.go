@@ -9,11 +9,11 @@ type typeWord struct {
 }
 
 var typeWords = [...]typeWord{
-	{"A", AccessAllowed}, {"D", AccessDenied}, {"AU", SystemAudit}, {"AL", SystemAlarm}, {"ML", MandatoryLabel},
+	{"A", AccessAllowed}, {"D", AccessDenied}, {"AU", SystemAudit}, {"AL", SystemAlarm},
+	{"OA", AccessAllowedObject}, {"OD", AccessDeniedObject}, {"OU", SystemAuditObject}, {"OL", SystemAlarmObject},
+	{"XA", AccessAllowedCallback}, {"XD", AccessDeniedCallback}, {"XU", SystemAuditCallback}, {"ZA", AccessAllowedCallbackObject},
+	{"ML", MandatoryLabel}, {"RA", ResourceAttribute}, {"SP", ScopedPolicyID}, {"TL", ProcessTrustLabel}, {"FL", AccessFilter},
 }
-
-// laterTypeWords are entries that SDDL has and this package does not understand: refused by name, never skipped.
-var laterTypeWords = [...]string{"OA", "OD", "OU", "OL", "XA", "XD", "XU", "ZA", "RA", "SP", "TL", "FL"}
 
 type flagWord struct {
 	word string
@@ -24,6 +24,8 @@ type flagWord struct {
 var flagWords = [...]flagWord{
 	{"OI", ObjectInherit}, {"CI", ContainerInherit}, {"NP", NoPropagateInherit}, {"IO", InheritOnly}, {"ID", InheritedACE},
 	{"CR", CriticalACE}, {"SA", SuccessfulAccess}, {"FA", FailedAccess},
+	// Of an access filter: who is below the object's trust label may not change it. The bit is that of SA.
+	{"TP", SuccessfulAccess},
 }
 
 type rightWord struct {

@@ -101,7 +101,32 @@ type Token struct {
 	MandatoryPolicy  MandatoryPolicy
 	Source           TokenSource
 	Expiration       int64 // unix nanoseconds, 0 never
+
+	WriteRestricted bool    // Restricted counts for what writes only
+	AppContainer    SID     // the package whose code runs under the token; zero: none
+	Capabilities    []Group // of the package
+	LowPrivilege    bool    // the package is not among AllAppPackages
+	TrustLevel      SID     // process trust, S-1-19-type-level; zero: none
+
+	Elevation ElevationType
+	Linked    LUID // the other token of an elevated or limited logon; 0 none
+
+	UserClaims, DeviceClaims, LocalClaims []Claim
+	DeviceGroups                          []Group // of the device that the user is at
 }
+
+// ElevationType says whether a token is one of two that a logon has (TOKEN_ELEVATION_TYPE).
+type ElevationType uint8
+
+// The types, NT's numbers. The zero value stands for ElevationDefault too.
+const (
+	ElevationDefault ElevationType = 1 // the only token
+	ElevationFull    ElevationType = 2 // the one with the administrator's powers
+	ElevationLimited ElevationType = 3 // the one without; Linked is the full one
+)
+
+// Elevated reports whether the token has powers that the logon's other token has not (TokenElevation).
+func (t *Token) Elevated() bool { return t != nil && t.Elevation == ElevationFull }
 
 // Clone is a deep copy; nil stays nil.
 func (t *Token) Clone() *Token {
@@ -111,7 +136,17 @@ func (t *Token) Clone() *Token {
 	c := *t
 	c.Groups, c.Privileges, c.Restricted = slices.Clone(t.Groups), slices.Clone(t.Privileges), slices.Clone(t.Restricted)
 	c.DefaultDACL = t.DefaultDACL.Clone()
+	c.Capabilities, c.DeviceGroups = slices.Clone(t.Capabilities), slices.Clone(t.DeviceGroups)
+	c.UserClaims, c.DeviceClaims, c.LocalClaims = cloneClaims(t.UserClaims), cloneClaims(t.DeviceClaims), cloneClaims(t.LocalClaims)
 	return &c
+}
+
+func cloneClaims(claims []Claim) []Claim {
+	claims = slices.Clone(claims)
+	for i := range claims {
+		claims[i].Values = slices.Clone(claims[i].Values)
+	}
+	return claims
 }
 
 // Has reports whether the token holds p and has it enabled (SeSinglePrivilegeCheck).
@@ -138,8 +173,12 @@ func (t *Token) match(sid *SID, deny bool) bool {
 	if t.User.SID == *sid {
 		return deny || t.User.Attributes&GroupUseForDenyOnly == 0
 	}
-	for i := range t.Groups {
-		g := &t.Groups[i]
+	return matchGroups(t.Groups, sid, deny)
+}
+
+func matchGroups(groups []Group, sid *SID, deny bool) bool {
+	for i := range groups {
+		g := &groups[i]
 		if g.SID != *sid {
 			continue
 		}
