@@ -76,7 +76,12 @@ func run(ctx context.Context, env *subsys.Env) error {
 	}
 	select {
 	case <-ctx.Done():
-		c.shutdown(life)
+		stopped := make(chan struct{})
+		go func() { c.shutdown(life); close(stopped) }()
+		select {
+		case <-stopped:
+		case <-gone: // without smss nothing can be stopped from here, and who is left ends the services
+		}
 		rs.Stop()
 		return nil
 	case err := <-gone:
