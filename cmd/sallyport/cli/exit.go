@@ -36,6 +36,7 @@ const exitCodesHelp = `Every verb ends with one of these:
   8  conflict: it exists already, or is in that state already
   9  a quota or limit is reached
 
+"logon" and "console attach" pass on how the console's program ended: its code, or 128 + n for signal n.
 With -o json an error is one JSON object on standard error: {"error":{"code","status","message","hint",...}}.`
 
 // failure is an error with more to say than a status: its own hint, or its own exit code.

@@ -59,10 +59,6 @@ func Main(args []string, servers []subsys.Server) int {
 	case !a.running:
 		err = &failure{err: err, hint: "see \"sallyport help\"", code: exitUsage}
 	}
-	// -o may stand behind what could not be parsed.
-	if a.output == "" && slices.Contains(args, "json") {
-		a.output = "json"
-	}
 	writeError(a.stderr, a.output, err)
 	return exitCode(err)
 }

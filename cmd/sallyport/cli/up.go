@@ -173,7 +173,12 @@ func (p *coreProcess) awaitSocket(ctx context.Context) error {
 
 // failure says how the core ended, with the last words of its log.
 func (p *coreProcess) failure(in instance.Instance) error {
-	err := ntstatus.Errorf("up", in.Runtime, ntstatus.ProcessAborted, "the core ended: %v", p.err)
+	status := ntstatus.ProcessAborted
+	var ended *exec.ExitError
+	if errors.As(p.err, &ended) && ended.ExitCode() == exitConflict {
+		status = ntstatus.ObjectNameCollision // another "up" was faster
+	}
+	err := ntstatus.Errorf("up", in.Runtime, status, "the core ended: %v", p.err)
 	if words := p.lastWords(); words != "" {
 		return hinted(err, "it said:\n%s\nThe whole log is %s", words, p.log)
 	}
