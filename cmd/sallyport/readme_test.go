@@ -73,7 +73,7 @@ func TestReadmeCommandsWork(t *testing.T) {
 			line = strings.TrimSpace(line)
 			switch {
 			case line == "go run ./cmd/sallyport tour": // tour.txtar
-			case strings.HasPrefix(line, "go test "), line == "go run ./hello/client":
+			case strings.HasPrefix(line, "go test "), strings.HasPrefix(line, "go -C bench "), line == "go run ./hello/client":
 			case line == "go run ./hello &":
 				serveGreeter(t)
 			case strings.Contains(line, "go run ./cmd/sallyport "):
