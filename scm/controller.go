@@ -143,7 +143,11 @@ func (c *controller) effect(e Effect) {
 	switch e.Type {
 	case EffectChanged:
 		run := e.Service.Run
+		// What was never started needs no note: smss keeps so many, and a successor begins with just that.
 		c.queue(func(ctx context.Context) {
+			if run.State == Stopped && run.Win32 == errorNeverStarted {
+				return
+			}
 			note, err := json.Marshal(run)
 			if err == nil {
 				err = c.keeper.Store(ctx, storedRun+key, note)
@@ -349,8 +353,8 @@ func (c *controller) load(ctx context.Context) error {
 			for _, f := range s.Files {
 				f.Close()
 			}
-			key, isFiles := strings.CutPrefix(name, storedFiles)
-			if _, known := c.machine.Get(strings.TrimPrefix(name, storedRun)); isFiles && key != "" || !known {
+			key, isRun := strings.CutPrefix(name, storedRun)
+			if _, known := c.machine.Get(key); name != booted && !(isRun && known) {
 				c.queue(func(ctx context.Context) { _ = c.keeper.Remove(ctx, name) })
 			}
 		}

@@ -75,7 +75,7 @@ func (s *dispatcher) Dispatch(stream grpc.BidiStreamingServer[scmpb.FromService,
 			return c.machine.Step(now, Event{Type: EventConnected, Service: key, Attempt: attempt})
 		}
 		// One that has a status was started by this controller's predecessor and must not be started twice.
-		return c.machine.Step(now, Event{Type: EventReport, Service: key, Attempt: attempt, Report: hello.Status})
+		return c.machine.Step(now, Event{Type: EventReport, Service: key, Attempt: attempt, Report: hello.Status, Resumed: true})
 	}); err != nil {
 		return err
 	}

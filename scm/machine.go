@@ -89,6 +89,7 @@ type Event struct {
 	Logon   uint64
 	Args    []string
 	Report  *scmpb.NativeStatus
+	Resumed bool // Report is a running service's first word to a new controller: what was noted of it may lag behind
 	Control uint32
 	ID      uint64        // of a control, for its answer
 	Hint    time.Duration // EventProgress: how long the service asks for; 0: a sign of life only
@@ -627,7 +628,8 @@ func (s *step) running(reason string) {
 func (s *step) report() error {
 	r := s.e.Report
 	to := State(r.State)
-	if r.State < 0 || r.State > scmpb.ServiceState(Paused) || !reportable(s.run.State, to) || !s.native() {
+	lagging := s.e.Resumed && s.run.State != Stopped && s.run.State != StopPending && to != Stopped
+	if r.State <= 0 || r.State > scmpb.ServiceState(Paused) || !(lagging || reportable(s.run.State, to)) || !s.native() {
 		return ntstatus.Errorf("scm.SetServiceStatus", s.Config.Name, ntstatus.InvalidParameter, "a service that is %s can't become %d", s.run.State, r.State)
 	}
 	hint := min(milliseconds(r.WaitHintMs), maxWaitHint)

@@ -265,6 +265,22 @@ func TestNotifyServicesSayWhenTheyRun(t *testing.T) {
 	require.EqualValues(t, 1053, s.Run.Win32)
 }
 
+// TestAResumedServiceIsBelieved: a controller that was killed may have noted less than the service did, so the first word to the
+// next one overrides what was noted, except where a stop was asked for.
+func TestAResumedServiceIsBelieved(t *testing.T) {
+	states := []scm.State{scm.StartPending, scm.Running, scm.PausePending, scm.Paused, scm.ContinuePending}
+	for _, noted := range states {
+		for _, is := range states {
+			m := scm.NewMachine()
+			s := service(t, m, "n", kind(scmpb.ServiceKind_SERVICE_KIND_NATIVE))
+			up(t, m, at(0), s, 5)
+			s.Run.State = noted
+			require.NoError(t, m.Step(at(1), scm.Event{Type: scm.EventReport, Service: "n", Resumed: true, Report: &scmpb.NativeStatus{State: scmpb.ServiceState(is)}}))
+			require.Equal(t, is, s.Run.State, "noted %s", noted)
+		}
+	}
+}
+
 func TestNativeServicesReportByTheTable(t *testing.T) {
 	m := scm.NewMachine()
 	s := service(t, m, "n", kind(scmpb.ServiceKind_SERVICE_KIND_NATIVE))
