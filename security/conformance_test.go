@@ -25,7 +25,8 @@ const casesEnv = "SALLYPORT_CASES"
 
 func TestPublishedAccessChecks(t *testing.T) {
 	file := readCases[accessCase](t, "access_check.json")
-	score := scores{required: map[string]int{"samba_oracle": 100, "wine_accesscheck": 100, "samba_basic": 100, "samba_smb2_semantics": 100}}
+	score := scores{required: map[string]int{"samba_oracle": 100, "wine_accesscheck": 100, "samba_basic": 100, "samba_smb2_semantics": 100,
+		"reactos_bytype": 100, "samba_conditional": 100, "samba_conditional_c": 100}}
 	for _, c := range file {
 		if c.Informational || c.Op != "" {
 			continue
@@ -167,14 +168,17 @@ type accessCase struct {
 	ID, Group string
 	Token     *struct {
 		SIDs              []string
-		PrivilegesEnabled []string `json:"privileges_enabled"`
-		DeviceClaims      []any    `json:"device_claims"`
+		PrivilegesEnabled []string    `json:"privileges_enabled"`
+		DeviceSIDs        []string    `json:"device_sids"`
+		UserClaims        []claimCase `json:"user_claims"`
+		DeviceClaims      []claimCase `json:"device_claims"`
+		LocalClaims       []claimCase `json:"local_claims"`
 		Type, Level       string
 	}
 	SDDL        *string
 	Desired     string
 	Mapping     map[string]string
-	ObjectTypes []any `json:"object_types"`
+	ObjectTypes [][2]any `json:"object_types"`
 	Expect      string
 	Granted     *string
 	// IgnoreBits are masked out of both sides.
@@ -185,9 +189,6 @@ type accessCase struct {
 }
 
 func (c accessCase) run() error {
-	if c.ObjectTypes != nil {
-		return errors.New("object type lists are not supported")
-	}
 	domain, err := security.ParseSID(cmp.Or(c.DomainSID, "S-1-22-333-4444"))
 	if err != nil {
 		return err
@@ -200,6 +201,13 @@ func (c accessCase) run() error {
 	}}
 	if req.Token, err = c.token(domain); err != nil {
 		return err
+	}
+	for _, o := range c.ObjectTypes {
+		guid, err := security.ParseGUID(o[1].(string))
+		if err != nil {
+			return err
+		}
+		req.ObjectTypes = append(req.ObjectTypes, security.ObjectType{Level: int(o[0].(float64)), Type: guid})
 	}
 	if strings.HasPrefix(c.Group, "wine") || strings.HasPrefix(c.Group, "reactos") {
 		req.Mode = security.CheckQuery // these call NtAccessCheck
@@ -255,12 +263,82 @@ func (c accessCase) token(domain security.SID) (*security.Token, error) {
 		}
 		t.Privileges = append(t.Privileges, security.TokenPrivilege{Privilege: p, Attributes: security.PrivilegeEnabled})
 	}
+	for _, s := range c.Token.DeviceSIDs {
+		sid, err := security.ParseSIDIn(s, domain)
+		if err != nil {
+			return nil, err
+		}
+		t.DeviceGroups = append(t.DeviceGroups, security.Group{SID: sid, Attributes: security.GroupDefault})
+	}
+	for _, list := range []struct {
+		from []claimCase
+		to   *[]security.Claim
+	}{{c.Token.UserClaims, &t.UserClaims}, {c.Token.DeviceClaims, &t.DeviceClaims}, {c.Token.LocalClaims, &t.LocalClaims}} {
+		for _, from := range list.from {
+			claim, err := from.claim(domain)
+			if err != nil {
+				return nil, err
+			}
+			*list.to = append(*list.to, claim)
+		}
+	}
 	if c.Token.Type == "impersonation" {
 		t.Type = security.TokenImpersonation
 	}
 	t.Level = map[string]security.ImpersonationLevel{"SecurityIdentification": security.LevelIdentification,
 		"SecurityImpersonation": security.LevelImpersonation, "SecurityDelegation": security.LevelDelegation}[c.Token.Level]
 	return t, nil
+}
+
+type claimCase struct {
+	Name, Type    string
+	CaseSensitive bool `json:"case_sensitive"`
+	Values        []any
+}
+
+func (c claimCase) claim(domain security.SID) (security.Claim, error) {
+	claim := security.Claim{Name: c.Name}
+	if c.CaseSensitive {
+		claim.Flags = security.ClaimCaseSensitive
+	}
+	for _, v := range c.Values {
+		var to security.ClaimValue
+		switch v := v.(type) {
+		case float64:
+			to.Number = uint64(int64(v))
+		case bool:
+			if v {
+				to.Number = 1
+			}
+		case string:
+			to.Text = v
+			if n, err := strconv.ParseInt(v, 0, 64); err == nil {
+				to.Number = uint64(n)
+			}
+		}
+		switch c.Type {
+		case "int64":
+			claim.Type = security.ClaimInt64
+		case "uint64":
+			claim.Type = security.ClaimUint64
+		case "boolean", "bool":
+			claim.Type = security.ClaimBoolean
+		case "string":
+			claim.Type = security.ClaimString
+		case "octet", "octet_string", "octets":
+			claim.Type = security.ClaimOctets
+		case "sid":
+			sid, err := security.ParseSIDIn(v.(string), domain)
+			if err != nil {
+				return claim, err
+			}
+			claim.Type, to.SID = security.ClaimSID, sid
+		default:
+			return claim, fmt.Errorf("claims of type %q", c.Type)
+		}
+		claim.Values = append(claim.Values, to)
+	}
+	return claim, nil
 }
 
 func readCases[T any](t *testing.T, name string) []T {

@@ -165,7 +165,7 @@ func (t *Token) Has(p Privilege) bool {
 // HasSID reports whether the token speaks for sid as far as being allowed goes (CheckTokenMembership): user or enabled group, not
 // deny-only, and in a restricted token one of its restricting SIDs as well.
 func (t *Token) HasSID(sid SID) bool {
-	return t != nil && !sid.IsZero() && t.match(&sid, false) && (len(t.Restricted) == 0 || t.matchRestricted(&sid))
+	return t != nil && !sid.IsZero() && t.match(&sid, false) && (len(t.Restricted) == 0 || t.WriteRestricted || t.matchRestricted(&sid))
 }
 
 // match is MS-DTYP 2.5.3.1.1, SidInToken: for an entry that denies, the deny-only SIDs match too.
@@ -200,6 +200,18 @@ func (t *Token) matchRestricted(sid *SID) bool {
 		}
 	}
 	return false
+}
+
+// matchPackage is match for the SIDs of the package that runs under the token: its own, its capabilities, and those of all packages.
+func (t *Token) matchPackage(sid *SID) bool {
+	return *sid == t.AppContainer || matchGroups(t.Capabilities, sid, false) || !t.LowPrivilege && *sid == AllAppPackages() ||
+		*sid == AllRestrictedAppPackages()
+}
+
+// trusts reports whether the token's trust label is at least label, in type and in level.
+func (t *Token) trusts(label *SID) bool {
+	own := &t.TrustLevel
+	return own.isTrust() && label.isTrust() && own.sub[0] >= label.sub[0] && own.sub[1] >= label.sub[1]
 }
 
 // IsAdmin reports whether the token is an administrator's or the system's (SeTokenIsAdmin).

@@ -17,6 +17,7 @@ const (
 	authorityPackage   = 15
 	authorityLabel     = 16
 	authorityAssertion = 18
+	authorityTrust     = 19
 	authorityUnix      = 22
 )
 
@@ -105,6 +106,14 @@ func BackupOperators() SID { return makeSID(authorityNT, 32, 551) }
 
 // AllAppPackages is S-1-15-2-1.
 func AllAppPackages() SID { return makeSID(authorityPackage, 2, 1) }
+
+// AllRestrictedAppPackages is S-1-15-2-2.
+func AllRestrictedAppPackages() SID { return makeSID(authorityPackage, 2, 2) }
+
+// TrustLabel is S-1-19-type-level: how far a process is trusted.
+func TrustLabel(typ, level uint32) SID { return makeSID(authorityTrust, typ, level) }
+
+func (s *SID) isTrust() bool { return s.count == 2 && s.Authority() == authorityTrust }
 
 // LogonSID is S-1-5-5-high-low: the logon session luid, in the token of each of its processes.
 func LogonSID(luid LUID) SID { return makeSID(authorityNT, 5, uint32(luid>>32), uint32(luid)) }
