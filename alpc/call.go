@@ -18,12 +18,27 @@ import (
 //
 // Of m, CallbackID, Data, Handles, Deadline, TraceID and ContextID are read; m isn't changed.
 func (p *Port) Call(ctx context.Context, m *Message) (*Message, error) {
-	c := &call{callback: m.CallbackID, reply: make(chan channel.Frame, 1)}
+	c := calls.Get().(*call)
+	defer calls.Put(c)
+	c.callback = m.CallbackID
 	id := p.register(c)
-	err := p.send(ctx, channel.Request, id, m)
-	if err != nil {
-		p.forget(id)
+	if err := p.send(ctx, channel.Request, id, m); err != nil {
+		if !p.forget(id) {
+			f := <-c.reply // of a peer that answers what it was not asked, or that is gone
+			f.Close()
+		}
 		return nil, p.fail("alpc.Call", err)
+	}
+	// Where nobody reads the ring, this is all that happens.
+	select {
+	case <-p.lead:
+		p.leadUntil(ctx, func() bool { return len(c.reply) > 0 })
+	default:
+	}
+	select {
+	case f := <-c.reply:
+		return p.replied(f)
+	default:
 	}
 	for {
 		select {
@@ -65,8 +80,8 @@ func (p *Port) Send(ctx context.Context, m *Message) error {
 // ends before the reply is sent, the request is still pending.
 func (p *Port) Reply(ctx context.Context, request, reply *Message) error {
 	p.mu.Lock()
-	in := p.inbound[request.ID]
-	if in == nil || request.Type != TypeRequest || in.callback != request.CallbackID {
+	in, waiting := p.inbound[request.ID]
+	if !waiting || request.Type != TypeRequest || in.callback != request.CallbackID {
 		p.mu.Unlock()
 		if err := p.ch.Err(); err != nil {
 			return p.fail("alpc.Reply", err)

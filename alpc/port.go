@@ -64,9 +64,9 @@ type Port struct {
 	back  chan struct{} // gives the right back to the background: the direction shifted down
 
 	mu       sync.Mutex
-	outbound map[uint32]*call    // our requests that wait for a reply
-	inbound  map[uint32]*pending // the peer's requests that wait for ours
-	rejected int                 // refusals that wait to be sent
+	outbound map[uint32]*call   // our requests that wait for a reply
+	inbound  map[uint32]pending // the peer's requests that wait for ours
+	rejected int                // refusals that wait to be sent
 }
 
 // call is a request of ours: its reply comes once, through reply, which holds one.
@@ -74,6 +74,9 @@ type call struct {
 	callback uint32
 	reply    chan channel.Frame
 }
+
+// calls is a cache without observable state. A call goes back when its reply has been taken or can't come any more.
+var calls = sync.Pool{New: func() any { return &call{reply: make(chan channel.Frame, 1)} }}
 
 // pending is a request of the peer's.
 type pending struct {
@@ -127,7 +130,7 @@ func newPort(o portOptions) (*Port, error) {
 		lead:     make(chan struct{}, 1),
 		back:     make(chan struct{}, 1),
 		outbound: make(map[uint32]*call),
-		inbound:  make(map[uint32]*pending),
+		inbound:  make(map[uint32]pending),
 	}
 	go p.background()
 	return p, nil

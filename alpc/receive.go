@@ -31,6 +31,15 @@ func (p *Port) Receive(ctx context.Context) (*Message, error) {
 			return m, nil
 		default:
 		}
+		// Where nobody reads the ring, this is all that happens.
+		select {
+		case <-p.lead:
+			p.leadUntil(ctx, func() bool { return len(p.queue) > 0 })
+			if len(p.queue) > 0 {
+				continue
+			}
+		default:
+		}
 		select {
 		case m := <-p.queue:
 			return m, nil
@@ -147,10 +156,10 @@ func (p *Port) dispatch(f *channel.Frame) {
 		p.request(f)
 	case channel.Canceled:
 		p.mu.Lock()
-		in := p.inbound[f.ID]
-		known := in != nil && !in.canceled
-		if known {
+		in, known := p.inbound[f.ID]
+		if known = known && !in.canceled; known {
 			in.canceled = true
+			p.inbound[f.ID] = in
 		}
 		p.mu.Unlock()
 		if known {
@@ -180,7 +189,7 @@ func (p *Port) request(f *channel.Frame) {
 	case full:
 		p.rejected++
 	default:
-		p.inbound[f.ID] = &pending{callback: f.CallbackID}
+		p.inbound[f.ID] = pending{callback: f.CallbackID}
 	}
 	p.mu.Unlock()
 	switch {

@@ -242,14 +242,10 @@ func (c *Channel) send(ctx context.Context, h *Header, payload []byte, files []*
 	}
 	var err error
 	shared := Gear(c.outGear.Load()) == Shared
-	if shared {
+	if shared && len(files) > 0 {
 		// A frame with handles goes over the socket; then only its mark is in the ring, to keep the order. The room for the
 		// mark is had before the frame is sent, so that there is never one without the other.
-		room := slot(int(h.Length))
-		if len(files) > 0 {
-			room = slot(HeaderLen)
-		}
-		err = c.room(ctx, room)
+		err = c.room(ctx, slot(HeaderLen))
 	}
 	if err == nil && (!shared || len(files) > 0) {
 		err = c.sendSocket(ctx, head, payload, files)
@@ -260,7 +256,7 @@ func (c *Channel) send(ctx context.Context, h *Header, payload []byte, files []*
 			mark.encode((*[HeaderLen]byte)(head))
 			head, payload = head[:HeaderLen], nil
 		}
-		err = c.write(head, payload)
+		err = c.write(ctx, head, payload)
 	}
 	if err != nil {
 		return c.sendFailed(ctx, err)

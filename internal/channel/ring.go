@@ -38,7 +38,7 @@ func (s *spinner) spin(word *atomic.Uint32, value uint32) bool {
 		s.skip--
 		return false
 	}
-	start := time.Now()
+	var start time.Time // the clock is looked at only when the first looks found nothing
 	for {
 		for range spinChecks {
 			if word.Load() != value {
@@ -46,7 +46,9 @@ func (s *spinner) spin(word *atomic.Uint32, value uint32) bool {
 				return true
 			}
 		}
-		if time.Since(start) > spinBudget {
+		if start.IsZero() {
+			start = time.Now()
+		} else if time.Since(start) > spinBudget {
 			s.fails = min(s.fails+1, 6)
 			s.skip = 1<<s.fails - 1
 			return false
@@ -109,6 +111,11 @@ func (r *ring) get(position uint32, b []byte) {
 // room waits until the ring that we write has n bytes free.
 func (c *Channel) room(ctx context.Context, n uint32) (err error) {
 	defer fault(c.section, debug.SetPanicOnFault(true), &err)
+	return c.waitRoom(ctx, n)
+}
+
+// waitRoom is room for a caller that guards against faults.
+func (c *Channel) waitRoom(ctx context.Context, n uint32) error {
 	r := &c.section.rings[c.o.Side]
 	for {
 		head := r.head.Load()
@@ -126,13 +133,17 @@ func (c *Channel) room(ctx context.Context, n uint32) (err error) {
 	}
 }
 
-// write puts a frame into the ring, for which there is room, and publishes it.
-func (c *Channel) write(head, body []byte) (err error) {
+// write waits for room in the ring, puts a frame there and publishes it.
+func (c *Channel) write(ctx context.Context, head, body []byte) (err error) {
 	defer fault(c.section, debug.SetPanicOnFault(true), &err)
+	n := slot(len(head) + len(body))
+	if err := c.waitRoom(ctx, n); err != nil {
+		return err
+	}
 	r := &c.section.rings[c.o.Side]
 	r.put(c.out.position, head)
 	r.put(c.out.position+uint32(len(head)), body)
-	c.out.position += slot(len(head) + len(body))
+	c.out.position += n
 	r.tail.Store(c.out.position)
 	wake(r.readerSleeps)
 	return nil
