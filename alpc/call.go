@@ -92,7 +92,7 @@ func (p *Port) Reply(ctx context.Context, request, reply *Message) error {
 	p.mu.Unlock()
 
 	m := *reply
-	m.CallbackID = request.CallbackID
+	m.CallbackID, m.ContextID = request.CallbackID, 0
 	if err := p.send(ctx, channel.Reply, request.ID, &m); err != nil {
 		p.mu.Lock()
 		p.inbound[request.ID] = in

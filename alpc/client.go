@@ -36,8 +36,9 @@ func (s IdentitySource) String() string {
 	return "unknown"
 }
 
-// Client is who is on the other side of a connection, as the core proved it when the connection was made: NT's client
-// id, race-free. It doesn't change; the Port owns PIDFD and closes it when the connection ends.
+// Client is who is on the other side of a connection, as the core proved it when the connection was made, or when it told of a
+// change: NT's client id, race-free. A value doesn't change: a change makes another. The Port owns PIDFD and closes it when the
+// connection ends.
 type Client struct {
 	Attachment uint64                      // the core's number of the peer's attachment
 	Connection uint64                      // the core's number of this connection
@@ -48,6 +49,7 @@ type Client struct {
 	Source     IdentitySource
 	Evidence   string // what proved it, in words
 	SessionID  uint32
+	Context    uint32 // the security context that Token is of; 0: the connection's own
 }
 
 // name is how errors and logs call the peer.

@@ -19,6 +19,10 @@ type DialOptions struct {
 	RequiredServer security.SID
 	// Level is the most that the server may do in the client's name. Zero means Identification; AnonymousLevel hides who asks.
 	Level DialLevel
+	// Dynamic lets the server follow this process's token as it is adjusted; else it sees what it was at the connect.
+	Dynamic bool
+	// EffectiveOnly keeps from the server what is disabled in the token.
+	EffectiveOnly bool
 	// HandleTypes are the kinds of handle that the client takes from the server; none by default.
 	HandleTypes HandleType
 	// Gear GearShared asks for the shared gear from the start.
@@ -54,6 +58,7 @@ func (s *System) Dial(ctx context.Context, name string, o DialOptions) (*Port, e
 	connect := &corepb.Connect{
 		Name: name, Data: o.Data, Level: uint32(o.Level.level()), HandleTypes: uint32(o.HandleTypes),
 		MaxMessageLength: uint32(max(o.MaxMessageLength, 0)), Section: o.Gear == GearShared,
+		Dynamic: o.Dynamic, EffectiveOnly: o.EffectiveOnly,
 	}
 	if !o.RequiredServer.IsZero() {
 		connect.RequiredServer = o.RequiredServer.String()
@@ -139,7 +144,7 @@ func (s *System) newPort(files []*os.File, o portOptions) (*Port, error) {
 		closeFiles(files[1:])
 		return nil, ntstatus.Wrap("alpc.Connect", o.client.name(), err)
 	}
-	o.logger = s.log
+	o.logger, o.system = s.log, s
 	o.ended = func() { s.closeConnection(id) }
 	o.requestSection = func(ctx context.Context) (*os.File, error) {
 		if o.side == 1 {

@@ -39,6 +39,7 @@ type Listener struct {
 	id         uint64
 	attributes *corepb.PortAttributes
 	slab       *channel.Slab
+	page       *channel.Generations
 
 	mu    sync.Mutex
 	queue []*ConnectionRequest
@@ -61,14 +62,16 @@ type ConnectionRequest struct {
 func (s *System) Listen(ctx context.Context, name string, a PortAttributes) (*Listener, error) {
 	l := &Listener{system: s, name: name, wake: make(chan struct{}, 1)}
 	call := &coreCall{take: func(r *corepb.Reply, files []*os.File) error {
-		if len(files) != 1 {
-			closeFiles(files)
+		defer closeFiles(files)
+		if len(files) != 2 {
 			return ntstatus.New("alpc.Listen", name, ntstatus.RPCProtocolError)
 		}
 		l.id, l.attributes = r.GetListen().GetPort(), r.GetListen().GetAttributes()
-		defer files[0].Close()
 		var err error
-		if l.slab, err = channel.MapSlab(files[0], int(l.attributes.GetMaxConnections()), true); err != nil {
+		if l.slab, err = channel.MapSlab(files[0], int(l.attributes.GetMaxConnections()), true); err == nil {
+			l.page, err = channel.MapGenerations(files[1], int(l.attributes.GetMaxConnections()))
+		}
+		if err != nil {
 			return ntstatus.Wrap("alpc.Listen", name, err)
 		}
 		s.mu.Lock()
@@ -239,7 +242,8 @@ func (l *Listener) open(r *ConnectionRequest, files []*os.File) (*Port, error) {
 		return nil, err
 	}
 	return l.system.newPort(files, portOptions{
-		side: 1, client: r.client, maxMessage: int(r.wire.GetMaxMessageLength()), maxPending: int(r.wire.GetMaxPending()),
+		senders: newSenders(r.client, l.page, int(r.wire.GetLine()), r.wire.GetGeneration(), l.system.done),
+		side:    1, client: r.client, maxMessage: int(r.wire.GetMaxMessageLength()), maxPending: int(r.wire.GetMaxPending()),
 		handleTypes: HandleType(l.attributes.GetHandleTypes()), connectData: r.wire.GetData(), line: line,
 	})
 }

@@ -68,6 +68,9 @@ type Message struct {
 	Deadline   time.Time // of the caller, on this machine's monotonic clock; zero is none
 	TraceID    [16]byte  // travels unchanged
 	ContextID  uint32    // the security context the message is sent under; 0 is the connection's
+	// Sender is who speaks, set by Receive: the peer, or whom it may speak as under ContextID (NT's TOKEN attribute is its
+	// Token's TokenID, AuthenticationID and ModifiedID). The same value as long as nothing changed; nobody changes it.
+	Sender *Client
 }
 
 // CloseHandles closes every handle of a received message that nobody took.

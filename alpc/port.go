@@ -98,6 +98,8 @@ type portOptions struct {
 	logger         hclog.Logger
 	requestSection func(context.Context) (*os.File, error) // asks for the section; a nil file means that attachSection brings it
 	ended          func()                                  // called once when everything is given back; may be nil
+	system         *System                                 // nil: no core made the connection
+	senders        *senders                                // of a server's end: who speaks; else nil
 }
 
 // newPort makes an end of a connection and starts reading it.

@@ -24,7 +24,33 @@ const (
 // Receive returns the peer's next REQUEST, DATAGRAM or notice (CANCELED, LOST_REPLY, CLIENT_DIED), in the order they were
 // sent (NtAlpcSendWaitReceivePort). When the connection has ended and the queue is empty, it returns why. A CANCELED
 // message says that the caller of the request with its ID is gone. The receiver closes the handles.
+//
+// Who sent it is settled here (Message.Sender): after a change of the sender was acknowledged to it, no message that it sends is
+// received in its old name. A message under a context that the core never made ends the connection; a request under one that
+// was deleted is refused with INVALID_HANDLE, a datagram dropped.
 func (p *Port) Receive(ctx context.Context) (*Message, error) {
+	for {
+		m, err := p.next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		sender, known, err := p.senderOf(m)
+		switch {
+		case err != nil:
+			m.CloseHandles()
+			p.ch.End(err)
+			return nil, p.fail("alpc.Receive", p.ch.Err())
+		case !known:
+			p.turnAway(m)
+			continue
+		}
+		m.Sender = sender
+		return m, nil
+	}
+}
+
+// next takes the peer's next message from the queue.
+func (p *Port) next(ctx context.Context) (*Message, error) {
 	for {
 		select {
 		case m := <-p.queue:
@@ -141,6 +167,11 @@ func (p *Port) dispatch(f *channel.Frame) {
 		p.ch.End(ntstatus.New("alpc.Receive", p.name, ntstatus.PortMessageTooLong))
 		return
 	}
+	if f.ContextID != 0 && p.o.senders == nil {
+		f.Close()
+		p.ch.End(ntstatus.Errorf("alpc.Receive", p.name, ntstatus.InvalidMessage, "a message under security context %d: this end's peer has none", f.ContextID))
+		return
+	}
 	switch f.Type {
 	case channel.Reply:
 		p.mu.Lock()
@@ -201,7 +232,7 @@ func (p *Port) request(f *channel.Frame) {
 		p.ch.End(ntstatus.Errorf("alpc.Receive", p.name, ntstatus.QuotaExceeded, "more than %d requests pending, and refusals unread", p.o.maxPending))
 	case full:
 		f.Close()
-		go p.refuse(f.ID, f.CallbackID)
+		go p.refuse(f.ID, f.CallbackID, ntstatus.RPCServerTooBusy)
 	default:
 		p.ch.Counters().AddPending(1)
 		p.push(message(f))
@@ -209,10 +240,10 @@ func (p *Port) request(f *channel.Frame) {
 }
 
 // refuse replies with a status alone. It has a goroutine of its own, so that reading never waits for the peer to read.
-func (p *Port) refuse(id, callback uint32) {
+func (p *Port) refuse(id, callback uint32, status ntstatus.Status) {
 	ctx, stop := context.WithTimeout(context.Background(), noticeWait)
 	defer stop()
-	p.ch.Send(ctx, &channel.Header{Type: channel.Reply, ID: id, CallbackID: callback, Status: ntstatus.RPCServerTooBusy}, nil, nil, nil)
+	p.ch.Send(ctx, &channel.Header{Type: channel.Reply, ID: id, CallbackID: callback, Status: status}, nil, nil, nil)
 	p.mu.Lock()
 	p.rejected--
 	p.mu.Unlock()

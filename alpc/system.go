@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +37,7 @@ type System struct {
 	conn  *unixsock.Conn
 	log   hclog.Logger
 	id    uint64
-	self  *security.Token
+	self  atomic.Pointer[security.Token]
 	path  string
 	done  chan struct{}
 	wants chan string          // Activations
@@ -94,10 +95,12 @@ func Attach(ctx context.Context, o Options) (*System, error) {
 		return nil, err
 	}
 	s.id = reply.GetHello().GetAttachment()
-	if s.self, err = control.TokenFromWire(reply.GetHello().GetIdentity().GetToken()); err != nil {
+	self, err := control.TokenFromWire(reply.GetHello().GetIdentity().GetToken())
+	if err != nil {
 		s.Close()
 		return nil, ntstatus.Errorf(op, path, ntstatus.RPCProtocolError, "the core's hello: %v", err)
 	}
+	s.self.CompareAndSwap(nil, self) // it may have been adjusted since
 	return s, nil
 }
 
@@ -139,8 +142,8 @@ func dialCore(o Options) (*unixsock.Conn, string, error) {
 // ID is the core's number of this attachment.
 func (s *System) ID() uint64 { return s.id }
 
-// Token is who the core says this process is: a snapshot of the attach.
-func (s *System) Token() *security.Token { return s.self }
+// Token is who the core says this process is: a snapshot, which an adjustment replaces before who adjusted is answered.
+func (s *System) Token() *security.Token { return s.self.Load() }
 
 // Path is the core's socket; empty for a core in this program.
 func (s *System) Path() string { return s.path }
@@ -318,6 +321,12 @@ func (s *System) noticed(n *corepb.Notice, files []*os.File) {
 		case s.wants <- b.Activation.GetName():
 		default:
 			s.log.Error("an activation was dropped: nobody reads Activations", "port", b.Activation.GetName())
+		}
+	case *corepb.Notice_SenderChanged:
+		s.senderChanged(b.SenderChanged)
+	case *corepb.Notice_TokenChanged:
+		if token, err := control.TokenFromWire(b.TokenChanged); err == nil {
+			s.self.Store(token)
 		}
 	case *corepb.Notice_UnassignedChild:
 		if len(files) == 1 {

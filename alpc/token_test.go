@@ -254,3 +254,83 @@ func TestNamespaceObjects(t *testing.T) {
 	}
 	require.Len(t, names(), 606)
 }
+
+func TestTokenIsUsedAsFarAsItWasOpened(t *testing.T) {
+	c, ctx := alpctest.Start(t), alpctest.Context(t)
+	authority, client, admin := c.Attach(t, nil), c.Attach(t, alpctest.User(1001)), c.Attach(t, alpctest.Admin(500))
+	made, err := authority.CreateToken(ctx, alpctest.User(1001))
+	require.NoError(t, err)
+	duplicate := func(s *alpc.System) error {
+		_, err := s.DuplicateToken(ctx, made.TokenID, alpc.TokenDuplicate{Type: security.TokenPrimary})
+		return err
+	}
+	_, err = admin.OpenToken(ctx, made.TokenID, 0x8|0x2)
+	require.ErrorIs(t, err, ntstatus.AccessDenied, "an administrator may query it, no more")
+	_, err = admin.OpenToken(ctx, made.TokenID, 0x8)
+	require.NoError(t, err)
+	_, err = admin.QueryToken(ctx, made.TokenID)
+	require.NoError(t, err)
+	require.ErrorIs(t, duplicate(admin), ntstatus.AccessDenied)
+	_, err = client.OpenToken(ctx, made.TokenID, 0x8)
+	require.NoError(t, err)
+	require.ErrorIs(t, duplicate(client), ntstatus.AccessDenied, "its descriptor would let it, the handle does not")
+	_, err = client.OpenToken(ctx, made.TokenID, 0x2)
+	require.NoError(t, err)
+	require.NoError(t, duplicate(client), "opened again, the rights add up")
+	_, err = client.OpenToken(ctx, made.TokenID, 0x20)
+	require.ErrorIs(t, err, ntstatus.AccessDenied, "to adjust another token of its user takes more")
+	_, err = client.OpenToken(ctx, made.TokenID, security.MaximumAllowed)
+	require.NoError(t, err)
+	_, err = client.OpenToken(ctx, 1<<40, 0x8)
+	require.ErrorIs(t, err, ntstatus.NoToken)
+
+	owner := made.User.SID
+	_, err = client.SetToken(ctx, made.TokenID, alpc.TokenChange{Owner: &owner})
+	require.ErrorIs(t, err, ntstatus.AccessDenied)
+	require.NoError(t, authority.GrantToken(ctx, made.TokenID, client.ID()))
+	got, err := client.SetToken(ctx, made.TokenID, alpc.TokenChange{Owner: &owner})
+	require.NoError(t, err, "granted whole")
+	require.NotEqual(t, made.ModifiedID, got.ModifiedID)
+
+	low := alpctest.User(1001)
+	low.Integrity = security.IntegrityLow()
+	_, err = c.Attach(t, low).OpenToken(ctx, made.TokenID, 0x2)
+	require.ErrorIs(t, err, ntstatus.AccessDenied, "who gave rights up does not find them again in another token of its user")
+}
+
+func TestTokenIsSetWithTheRightRights(t *testing.T) {
+	c, ctx := alpctest.Start(t), alpctest.Context(t)
+	authority, client := c.Attach(t, nil), c.Attach(t, alpctest.User(1001))
+	own, session := client.Token().TokenID, uint32(7)
+	everyone, admins := security.Everyone(), security.Administrators()
+	dacl, err := security.ParseSDDL("D:(A;;GA;;;SY)")
+	require.NoError(t, err)
+	for name, row := range map[string]struct {
+		change alpc.TokenChange
+		want   ntstatus.Status
+	}{
+		"nothing":                  {alpc.TokenChange{}, ntstatus.InvalidParameter},
+		"a session":                {alpc.TokenChange{Session: &session}, ntstatus.PrivilegeNotHeld},
+		"an owner it can't be":     {alpc.TokenChange{Owner: &admins}, ntstatus.InvalidOwner},
+		"a group that may not":     {alpc.TokenChange{Owner: &everyone}, ntstatus.InvalidOwner},
+		"a group it is not in":     {alpc.TokenChange{PrimaryGroup: &admins}, ntstatus.InvalidPrimaryGroup},
+		"a primary group it has":   {alpc.TokenChange{PrimaryGroup: &everyone}, ntstatus.Success},
+		"a default DACL":           {alpc.TokenChange{DefaultDACL: dacl}, ntstatus.Success},
+		"no default DACL any more": {alpc.TokenChange{DefaultDACL: &security.Descriptor{}}, ntstatus.Success},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := client.Token()
+			after, err := client.SetToken(ctx, own, row.change)
+			require.Equal(t, row.want, ntstatus.Of(err))
+			require.Equal(t, row.want == ntstatus.Success, client.Token().ModifiedID != before.ModifiedID)
+			if err == nil && row.change.DefaultDACL != nil {
+				require.Equal(t, row.change.DefaultDACL.DACL != nil, after.DefaultDACL != nil)
+			}
+		})
+	}
+	made, err := authority.CreateToken(ctx, alpctest.User(1001))
+	require.NoError(t, err)
+	after, err := authority.SetToken(ctx, made.TokenID, alpc.TokenChange{Session: &session})
+	require.NoError(t, err)
+	require.Equal(t, session, after.SessionID)
+}

@@ -272,7 +272,7 @@ func tokenRefusals(ctx context.Context, t *testing.T, server, user, detached *al
 				try: func(ctx context.Context) error { _, err := who.QueryToken(ctx, target.TokenID); return err },
 			}, refusal{
 				name: fmt.Sprintf("%s duplicates %s", who.Token().User.SID, object), who: who, status: ntstatus.AccessDenied, object: object, right: "TOKEN_DUPLICATE",
-				entry: map[bool]string{true: "integrity", false: "no entry"}[who == detached], secret: "missing",
+				entry: "integrity", secret: "missing",
 				try: func(ctx context.Context) error {
 					_, err := who.DuplicateToken(ctx, target.TokenID, alpc.TokenDuplicate{Type: security.TokenPrimary})
 					return err

@@ -16,6 +16,7 @@ const (
 	Success                  Status = 0x00000000
 	Timeout                  Status = 0x00000102
 	Pending                  Status = 0x00000103
+	NotAllAssigned           Status = 0x00000106
 	SomeNotMapped            Status = 0x00000107
 	Unsuccessful             Status = 0xC0000001
 	NotImplemented           Status = 0xC0000002
@@ -43,6 +44,8 @@ const (
 	QuotaExceeded            Status = 0xC0000044
 	ProcessIsTerminating     Status = 0xC000010A
 	InvalidOwner             Status = 0xC000005A
+	InvalidPrimaryGroup      Status = 0xC000005B
+	CantDisableMandatory     Status = 0xC000005D
 	NoImpersonationToken     Status = 0xC000005C
 	NoSuchLogonSession       Status = 0xC000005F
 	NoSuchPrivilege          Status = 0xC0000060
@@ -64,6 +67,7 @@ const (
 	DiskFull                 Status = 0xC000007F
 	InsufficientResources    Status = 0xC000009A
 	BadImpersonationLevel    Status = 0xC00000A5
+	CantOpenAnonymous        Status = 0xC00000A6
 	BadTokenType             Status = 0xC00000A8
 	IOTimeout                Status = 0xC00000B5
 	NotSupported             Status = 0xC00000BB

@@ -39,6 +39,8 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_TIMEOUT", codeDeadlineExceeded, "the wait ended without the event", "raise the timeout, or see what the server is doing with \"sallyport status\""}, true
 	case Pending:
 		return entry{"STATUS_PENDING", codeOK, "the operation goes on", ""}, true
+	case NotAllAssigned:
+		return entry{"STATUS_NOT_ALL_ASSIGNED", codeOK, "the token does not hold all that was to be adjusted", ""}, true
 	case SomeNotMapped:
 		return entry{"STATUS_SOME_NOT_MAPPED", codeOK, "some of the names were not known", ""}, true
 	case Unsuccessful:
@@ -93,6 +95,10 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_PROCESS_IS_TERMINATING", codeFailedPrecondition, "the process is ending", ""}, true
 	case InvalidOwner:
 		return entry{"STATUS_INVALID_OWNER", codeInvalidArgument, "this SID may not be assigned as owner", ""}, true
+	case InvalidPrimaryGroup:
+		return entry{"STATUS_INVALID_PRIMARY_GROUP", codeInvalidArgument, "this SID may not be assigned as primary group", ""}, true
+	case CantDisableMandatory:
+		return entry{"STATUS_CANT_DISABLE_MANDATORY", codeInvalidArgument, "a mandatory group can't be disabled", ""}, true
 	case NoImpersonationToken:
 		return entry{"STATUS_NO_IMPERSONATION_TOKEN", codeInvalidArgument, "the token is not an impersonation token", ""}, true
 	case NoSuchLogonSession:
@@ -135,6 +141,8 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_INSUFFICIENT_RESOURCES", codeResourceExhausted, "not enough resources", ""}, true
 	case BadImpersonationLevel:
 		return entry{"STATUS_BAD_IMPERSONATION_LEVEL", codePermissionDenied, "the client did not allow that impersonation level", ""}, true
+	case CantOpenAnonymous:
+		return entry{"STATUS_CANT_OPEN_ANONYMOUS", codePermissionDenied, "an anonymous client's token can't be opened", ""}, true
 	case BadTokenType:
 		return entry{"STATUS_BAD_TOKEN_TYPE", codeInvalidArgument, "the token is not of a type that fits here", ""}, true
 	case IOTimeout:

@@ -93,7 +93,7 @@ func ServePeer(port *alpc.Port) error {
 			}()
 		case doHeader:
 			b := binary.LittleEndian.AppendUint64(nil, uint64(time.Until(m.Deadline)))
-			b = binary.LittleEndian.AppendUint32(append(b, m.TraceID[:]...), m.ContextID)
+			b = append(b, m.TraceID[:]...)
 			err = port.Reply(ctx, m, &alpc.Message{Data: b})
 		case doPause:
 			time.Sleep(time.Duration(binary.LittleEndian.Uint16(rest)) * time.Millisecond)
@@ -121,7 +121,7 @@ func Conformance(t *testing.T, connect func(t *testing.T) *alpc.Port) {
 		"serves many callers":                       servesManyCallers,
 		"passes handles of declared types only":     passesHandles,
 		"tells the server of a cancel":              tellsCancel,
-		"carries deadline, trace and context":       carriesHeader,
+		"carries deadline and trace":                carriesHeader,
 		"refuses more than MaxPending":              refusesMoreThanMaxPending,
 		"calls back while the client waits":         callsBack,
 		"shifts under load without loss":            shiftsUnderLoad,
@@ -274,12 +274,10 @@ func carriesHeader(t *testing.T, p *alpc.Port) {
 	defer cancel()
 	m := request(doHeader)
 	m.TraceID = [16]byte{1, 2, 3, 15: 16}
-	m.ContextID = 77
 	r, err := p.Call(ctx, m)
 	require.NoError(t, err)
 	require.InDelta(t, time.Minute.Seconds(), time.Duration(binary.LittleEndian.Uint64(r.Data)).Seconds(), 5)
 	require.Equal(t, m.TraceID[:], r.Data[8:24])
-	require.EqualValues(t, 77, binary.LittleEndian.Uint32(r.Data[24:]))
 
 	short, stop := context.WithTimeout(context.Background(), time.Millisecond)
 	defer stop()

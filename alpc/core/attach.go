@@ -47,7 +47,7 @@ type attachment struct {
 	objects     map[*object]bool
 	connections map[uint64]*connection // as client or server
 	requests    map[uint64]*connection // half-open, by request id
-	held        map[security.LUID]uint32
+	held        map[security.LUID]holding
 }
 
 // trusted: holds SeTcb, and so is a server of the set: it has the reserve.
@@ -115,7 +115,7 @@ func (m *Machine) settleByChain(a *attachment) {
 			decided = true
 			// Rule 2: that one decides, or nobody does.
 			if !inside && e.Proven && ancestor.UID == e.UID && p.uid == e.UID && !p.disowned {
-				m.settle(a, p.token, alpc.SourceInherited, fmt.Sprintf("inherited over %d generation(s) from %s", i+1, p.evidence))
+				m.settle(a, m.newToken(p.token.value), alpc.SourceInherited, fmt.Sprintf("inherited over %d generation(s) from %s", i+1, p.evidence))
 				return
 			}
 		}
@@ -146,7 +146,7 @@ func (m *Machine) newAttachment(id uint64, pid int32, uid uint32, pidfd FD, prog
 	a := &attachment{
 		id: id, pid: pid, uid: uid, pidfd: pidfd, program: program, since: m.now.UnixNano(),
 		ports: map[uint64]*object{}, objects: map[*object]bool{}, connections: map[uint64]*connection{},
-		requests: map[uint64]*connection{}, held: map[security.LUID]uint32{},
+		requests: map[uint64]*connection{}, held: map[security.LUID]holding{},
 	}
 	m.attachments[id] = a
 	return a
@@ -176,7 +176,7 @@ func (m *Machine) settle(a *attachment, t *token, source alpc.IdentitySource, ev
 		}
 	}
 	m.reply(a, &corepb.Reply{Id: a.hello, Body: &corepb.Reply_Hello{Hello: &corepb.HelloReply{
-		Version: Version, Attachment: a.id, Identity: identity(a, security.LevelDelegation),
+		Version: Version, Attachment: a.id, Identity: identity(a, security.LevelDelegation, false),
 	}}})
 }
 
@@ -205,9 +205,9 @@ func (m *Machine) detach(a *attachment) {
 		m.releasePort(p)
 	}
 	m.orphan(a)
-	for id, n := range a.held {
+	for id, h := range a.held {
 		m.uncharge(a, item{tokensCharge, 1})
-		m.release(m.tokens[id], n)
+		m.release(m.tokens[id], h.references)
 	}
 	if a.used[attachmentsCharge] > 0 {
 		m.uncharge(a, item{attachmentsCharge, 1})
@@ -285,6 +285,9 @@ func (m *Machine) assign(op string, key ProcessKey, uid uint32, t *token, eviden
 	if p.token != nil || p.disowned {
 		return fail(op, "", ntstatus.InvalidDeviceState, "the process has an identity already")
 	}
+	if m.inUse(t) {
+		t = m.newToken(t.value)
+	}
 	p.token, p.source, p.evidence, p.uid, p.assigned = t, alpc.SourceAssigned, evidence, uid, true
 	t.references++
 	m.emit(Watch{key, *fd})
@@ -299,6 +302,21 @@ func (m *Machine) assign(op string, key ProcessKey, uid uint32, t *token, eviden
 		}
 	}
 	return nil
+}
+
+// inUse: t is somebody's own already. Each process has a token of its own, so that an adjustment is that process's business.
+func (m *Machine) inUse(t *token) bool {
+	for _, p := range m.processes {
+		if p.token == t {
+			return true
+		}
+	}
+	for _, a := range m.attachments {
+		if a.token == t {
+			return true
+		}
+	}
+	return false
 }
 
 // disown: the spawner has nothing to do with a child's identity; rules 2 to 4 decide.
@@ -334,14 +352,25 @@ func (m *Machine) launched(e Launched) {
 }
 
 // identity is what others are told of a, up to an impersonation level.
-func identity(a *attachment, level security.ImpersonationLevel) *corepb.Identity {
-	t := a.token.value
+func identity(a *attachment, level security.ImpersonationLevel, effectiveOnly bool) *corepb.Identity {
+	return &corepb.Identity{
+		Token: seen(a.token.value, level, effectiveOnly), Source: uint32(a.source), Evidence: a.basis, Pid: a.pid, Attachment: a.id,
+	}
+}
+
+// seen is as much of a token as somebody may learn who was granted the level.
+func seen(t *security.Token, level security.ImpersonationLevel, effectiveOnly bool) *corepb.Token {
 	if level == security.LevelAnonymous {
 		t = anonymousToken()
+	} else if effectiveOnly {
+		if v, err := t.Duplicate(security.DuplicateOptions{Type: t.Type, Level: t.Level, EffectiveOnly: true}); err == nil {
+			v.TokenID = t.TokenID
+			t = v
+		}
 	}
 	wire := control.TokenToWire(t)
 	if level < security.LevelDelegation {
 		wire.Type, wire.Level = uint32(security.TokenImpersonation), uint32(level)
 	}
-	return &corepb.Identity{Token: wire, Source: uint32(a.source), Evidence: a.basis, Pid: a.pid, Attachment: a.id}
+	return wire
 }

@@ -33,6 +33,13 @@ type connection struct {
 	sectioned bool
 	acceptID  uint64          // the server's request id, while it accepts
 	refusal   ntstatus.Status // what the server refuses with
+
+	// Security contexts (contexts.go). 0 is the connection's own, which follows the client's token where it is dynamic.
+	dynamic       bool
+	effectiveOnly bool
+	told          security.LUID // ModifiedID of the client's token as the server knows it
+	contexts      map[uint32]*speaker
+	lastContext   uint32
 }
 
 // connectState and connectEvent span the table of the handshake.
@@ -114,8 +121,9 @@ func (m *Machine) connect(a *attachment, id uint64, r *corepb.Connect) (*corepb.
 	c := &connection{
 		id: m.newID(), port: o, client: a, request: id, level: level, data: r.GetData(), takes: r.GetHandleTypes(), required: required,
 		length: bounded(r.GetMaxMessageLength(), p.attributes.MaxMessageLength, p.attributes.MaxMessageLength), pending: p.attributes.MaxPending,
-		section: r.GetSection(), identity: identity(a, level),
+		section: r.GetSection(), dynamic: r.GetDynamic(), effectiveOnly: r.GetEffectiveOnly(), contexts: map[uint32]*speaker{},
 	}
+	m.identify(c)
 	c.charges = []item{{connectionsCharge, 1}, {socketBytesCharge, socketBytes}, {pendingCallsCharge, uint64(c.pending)}, {halfOpenCharge, 1}}
 	if c.section {
 		c.charges = append(c.charges, item{sectionBytesCharge, m.setup.SectionBytes})
@@ -154,12 +162,16 @@ func askServer(m *Machine, c *connection) *corepb.Failure {
 		m.endConnect(c, fail("core.Connect", c.port.name, ntstatus.PortDoNotDisturb, "the port has its %d connections", p.attributes.MaxConnections))
 		return nil
 	}
+	if c.dynamic {
+		m.identify(c) // it may have waited
+	}
 	c.server, c.portID = p.server, p.id
 	c.line, p.lines = p.lines[len(p.lines)-1], p.lines[:len(p.lines)-1]
 	p.live[c.id], p.unanswered[c.id], p.server.connections[c.id] = c, true, c
 	notice := &corepb.ConnectRequest{
 		Connection: c.id, Port: p.id, Client: c.identity, Level: uint32(c.level), Data: c.data, MaxMessageLength: c.length,
 		MaxPending: c.pending, HandleTypes: c.takes, Line: c.line, Section: c.section, Accepted: p.attributes.AutoAccept,
+		Generation: m.generation,
 	}
 	send := Send{To: c.server.id, Frame: noticeFrame(&corepb.Notice{Body: &corepb.Notice_ConnectRequest{ConnectRequest: notice}}), FDs: []FD{c.client.pidfd}}
 	if !p.attributes.AutoAccept {
@@ -217,6 +229,12 @@ func (m *Machine) asked(a *attachment, op string, id uint64) (*connection, *core
 
 // grant: the channel is made, one end for each.
 func grant(m *Machine, c *connection) *corepb.Failure {
+	stale := c.dynamic && c.told != c.client.token.value.ModifiedID
+	if stale {
+		// The server knows the connection only with the channel: so the word goes before it, and the notice behind.
+		defer m.tellServer(c.server, c.client.token, c.level, c.effectiveOnly, []told{{c, 0}})
+		m.emit(Raise{Port: c.portID, Line: c.line, To: m.generation + 1})
+	}
 	m.open(c, c.data, Send{To: c.server.id, Frame: replyFrame(&corepb.Reply{Id: c.acceptID, Body: &corepb.Reply_Accept{Accept: &corepb.AcceptReply{Connection: c.id}}})})
 	c.state = connOpen
 	return nil
@@ -224,7 +242,7 @@ func grant(m *Machine, c *connection) *corepb.Failure {
 
 func (m *Machine) open(c *connection, data []byte, toServer Send) {
 	reply := &corepb.ConnectReply{
-		Connection: c.id, Data: data, MaxMessageLength: c.length, MaxPending: c.pending, Server: identity(c.server, security.LevelIdentification),
+		Connection: c.id, Data: data, MaxMessageLength: c.length, MaxPending: c.pending, Server: identity(c.server, security.LevelIdentification, false),
 		HandleTypes: c.port.port.attributes.HandleTypes,
 	}
 	m.emit(MakeChannel{
@@ -375,6 +393,9 @@ func (m *Machine) erase(c *connection) {
 	delete(c.client.connections, c.id)
 	m.uncharge(c.client, c.charges...)
 	c.charges = nil
+	for id := range c.contexts {
+		m.dropContext(c, id)
+	}
 }
 
 // closeConnection ends a connection and tells the sides that do not know: all but gone.

@@ -32,10 +32,15 @@ const (
 
 	SymbolicLinkQuery security.AccessMask = 0x1
 
-	TokenAssignPrimary security.AccessMask = 0x1
-	TokenDuplicate     security.AccessMask = 0x2
-	TokenImpersonate   security.AccessMask = 0x4
-	TokenQuery         security.AccessMask = 0x8
+	TokenAssignPrimary    security.AccessMask = 0x1
+	TokenDuplicate        security.AccessMask = 0x2
+	TokenImpersonate      security.AccessMask = 0x4
+	TokenQuery            security.AccessMask = 0x8
+	TokenQuerySource      security.AccessMask = 0x10
+	TokenAdjustPrivileges security.AccessMask = 0x20
+	TokenAdjustGroups     security.AccessMask = 0x40
+	TokenAdjustDefault    security.AccessMask = 0x80
+	TokenAdjustSessionID  security.AccessMask = 0x100
 )
 
 // Implementation constants: what we chose.
@@ -53,6 +58,8 @@ const (
 	maxMessageLength = alpc.MaxMessageLength
 	maxPortPending   = 1024
 	maxPortLines     = 8192 // connections of one port
+	maxContexts      = 64   // security contexts of one connection
+	maxTold          = 1024 // connections in one notice
 
 	defaultMessageLength = 32 << 10
 	defaultPending       = 64
@@ -63,6 +70,7 @@ const (
 
 	// socketBytes is what one connection may pin in the kernel's socket buffers, both ends.
 	socketBytes = 2 * 2 * 212992
+	lineBytes   = 64 + 8   // of a connection in its port's slab and page of generations
 	pageBytes   = 40 << 10 // rows of one page of a list, marshalled
 )
 

@@ -36,18 +36,22 @@ func (c *Core) do(effect Effect) {
 		section.Close()
 	case MakeSlab:
 		memory, err := channel.CreateSlab(int(e.Lines))
+		var page *os.File
 		if err == nil {
 			defer memory.Close()
-			err = c.slabs.put(e.Port, memory, int(e.Lines))
+			page, err = c.slabs.put(e.Port, memory, int(e.Lines))
 		}
 		if err != nil {
 			c.log.Error("no counters for a port: its server is cut", "error", err)
 			c.cut(e.Reply.To)
 			return
 		}
-		c.send(e.Reply, []*os.File{memory})
+		defer page.Close()
+		c.send(e.Reply, []*os.File{memory, page})
 	case DropSlab:
 		c.slabs.drop(e.Port)
+	case Raise:
+		c.slabs.raise(e)
 	case Drop:
 		if l := c.links[e.ID]; l != nil {
 			delete(c.links, e.ID)
@@ -301,34 +305,53 @@ func (t *fileTable) closeAll() {
 	t.by = nil
 }
 
-// slabTable holds the counter slabs of ports.
+// slabTable holds what the core and the servers of ports share: the slabs of counters, which the server writes, and the pages
+// of generations, which the core writes.
 type slabTable struct {
 	mu sync.Mutex
-	by map[uint64]*channel.Slab
+	by map[uint64]portMemory
 }
 
-func (t *slabTable) put(port uint64, memory *os.File, lines int) error {
+type portMemory struct {
+	slab        *channel.Slab
+	generations *channel.Generations
+}
+
+// put takes the slab of a port in, makes its page of generations, and returns the server's file of that.
+func (t *slabTable) put(port uint64, memory *os.File, lines int) (*os.File, error) {
 	slab, err := channel.MapSlab(memory, lines, false)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	generations, page, err := channel.CreateGenerations(lines)
+	if err != nil {
+		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.by == nil {
-		t.by = map[uint64]*channel.Slab{}
+		t.by = map[uint64]portMemory{}
 	}
-	t.by[port] = slab
-	return nil
+	t.by[port] = portMemory{slab, generations}
+	return page, nil
 }
 
 func (t *slabTable) drop(port uint64) { t.mu.Lock(); defer t.mu.Unlock(); delete(t.by, port) }
+
+func (t *slabTable) raise(r Raise) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if m := t.by[r.Port]; m.generations != nil {
+		m.generations.Raise(int(r.Line), r.To)
+	}
+}
 
 // read is what the server wrote: zeroes where it made the memory unreadable.
 func (t *slabTable) read(port uint64, line uint32) Counters {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.by[port]; s != nil {
-		n, _ := s.Read(int(line))
+	if m := t.by[port]; m.slab != nil {
+		n, _ := m.slab.Read(int(line))
 		return Counters(n)
 	}
 	return Counters{}

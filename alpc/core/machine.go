@@ -122,15 +122,22 @@ type MakeSection struct {
 	ToServer   Send
 }
 
-// MakeSlab makes a port's slab of live counters and sends it with the reply.
+// MakeSlab makes a port's slab of live counters and its page of generations and sends them with the reply.
 type MakeSlab struct {
 	Port  uint64
 	Lines uint32
 	Reply Send
 }
 
-// DropSlab forgets the slab of a port that is gone.
+// DropSlab forgets the slab and the page of a port that is gone.
 type DropSlab struct{ Port uint64 }
+
+// Raise raises the word of a connection in its port's page: a notice of that generation has been queued.
+type Raise struct {
+	Port uint64
+	Line uint32
+	To   uint64
+}
 
 // Drop closes an attachment's control socket, once what is queued has been sent.
 type Drop struct{ ID uint64 }
@@ -152,6 +159,7 @@ func (MakeChannel) effect() {}
 func (MakeSection) effect() {}
 func (MakeSlab) effect()    {}
 func (DropSlab) effect()    {}
+func (Raise) effect()       {}
 func (Drop) effect()        {}
 func (Watch) effect()       {}
 func (CloseFD) effect()     {}
@@ -189,6 +197,7 @@ type Machine struct {
 	timers      timers
 	lastLUID    security.LUID
 	lastID      uint64
+	generation  uint64 // of notices that change who speaks
 }
 
 // NewMachine returns a core with an empty root directory.
@@ -314,6 +323,14 @@ func (m *Machine) dispatch(a *attachment, e Requested, reply *corepb.Reply) (fai
 		return m.closeToken(a, security.LUID(r.CloseToken.GetTokenId())), false
 	case *corepb.ToCore_GrantToken:
 		return m.grantToken(a, r.GrantToken), false
+	case *corepb.ToCore_OpenToken:
+		return m.takeToken(a, r.OpenToken, e, reply), false
+	case *corepb.ToCore_SetToken:
+		return m.setToken(a, r.SetToken, reply), false
+	case *corepb.ToCore_CreateSecurityContext:
+		return m.createContext(a, r.CreateSecurityContext, reply), false
+	case *corepb.ToCore_DeleteSecurityContext:
+		return m.deleteContext(a, r.DeleteSecurityContext), false
 	case *corepb.ToCore_NewLogonSession:
 		return m.newLogonSession(a, reply), false
 	case *corepb.ToCore_EndLogonSession:

@@ -28,6 +28,7 @@ type world struct {
 	inbox    map[uint64][]*corepb.FromCore
 	dropped  map[uint64]bool
 	slabs    map[uint64]bool
+	words    map[uint64]uint64         // pages of generations, by port and line
 	requests map[uint64]map[uint64]int // replies by attachment and request
 	failing  bool                      // channels can't be made
 }
@@ -35,7 +36,7 @@ type world struct {
 func newWorld(t require.TestingT, s core.Setup) *world {
 	return &world{
 		t: t, m: core.NewMachine(s), now: time.Unix(1e9, 0), open: map[core.FD]bool{}, inbox: map[uint64][]*corepb.FromCore{},
-		dropped: map[uint64]bool{}, slabs: map[uint64]bool{}, requests: map[uint64]map[uint64]int{},
+		dropped: map[uint64]bool{}, slabs: map[uint64]bool{}, words: map[uint64]uint64{}, requests: map[uint64]map[uint64]int{},
 	}
 }
 
@@ -59,6 +60,10 @@ func (w *world) step(e core.Event) {
 		case core.MakeSlab:
 			w.slabs[e.Port] = true
 			w.deliver(e.Reply)
+		case core.Raise:
+			require.True(w.t, w.slabs[e.Port], "the page is there")
+			require.Greater(w.t, e.To, w.words[e.Port<<16|uint64(e.Line)], "a word only rises")
+			w.words[e.Port<<16|uint64(e.Line)] = e.To
 		case core.DropSlab:
 			require.True(w.t, w.slabs[e.Port], "a slab is dropped once")
 			delete(w.slabs, e.Port)
@@ -270,7 +275,7 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 					known = append(known, r.GetToken().GetTokenId(), r.GetConnect().GetConnection())
 				}
 			}
-			switch rapid.IntRange(0, 19).Draw(t, "event") {
+			switch rapid.IntRange(0, 24).Draw(t, "event") {
 			case 0:
 				live = append(live, w.stated([]*security.Token{system(), user(1), user(2)}[rapid.IntRange(0, 2).Draw(t, "token")]))
 			case 1, 2:
@@ -284,6 +289,7 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 				send(declare(name))
 			case 6, 7, 8:
 				c := connect(name)
+				c.GetConnect().Dynamic = rapid.Bool().Draw(t, "dynamic")
 				c.GetConnect().Section = rapid.Bool().Draw(t, "section")
 				send(c)
 			case 9, 10:
@@ -305,6 +311,19 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 			case 18:
 				w.now = w.now.Add(time.Duration(rapid.IntRange(0, 40).Draw(t, "seconds")) * time.Second)
 				w.step(core.Tick{})
+			case 20:
+				send(&corepb.ToCore{Request: &corepb.ToCore_OpenToken{OpenToken: &corepb.OpenToken{TokenId: number, DesiredAccess: 0x8}}})
+			case 21:
+				owner := "S-1-5-18"
+				send(&corepb.ToCore{Request: &corepb.ToCore_SetToken{SetToken: &corepb.SetToken{TokenId: number, PrimaryGroup: &owner}}})
+			case 22:
+				if c := connectionOf(w, who, rapid.Uint().Draw(t, "of")); c != 0 {
+					send(&corepb.ToCore{Request: &corepb.ToCore_CreateSecurityContext{CreateSecurityContext: &corepb.CreateSecurityContext{Connection: c, TokenId: number, Level: 2, Dynamic: rapid.Bool().Draw(t, "dynamic")}}})
+				}
+			case 23:
+				send(&corepb.ToCore{Request: &corepb.ToCore_DeleteSecurityContext{DeleteSecurityContext: &corepb.DeleteSecurityContext{Connection: number, Context: uint32(rapid.IntRange(0, 3).Draw(t, "context"))}}})
+			case 24:
+				send(&corepb.ToCore{Request: &corepb.ToCore_CloseToken{CloseToken: &corepb.TokenRef{TokenId: number}}})
 			case 19: // a process comes over the socket, perhaps as a child of another, and may be assigned a token
 				w.lastID++
 				k := key(uint64(rapid.IntRange(1000, 1005).Draw(t, "process")))
@@ -343,6 +362,55 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 		tokens := w.ask(last, 4, &corepb.ToCore{Request: &corepb.ToCore_List{List: &corepb.List{Kind: corepb.Kind_TOKENS}}}).GetPage().GetTokens()
 		require.Len(t, tokens, 1, "only the asker's own token is left")
 	})
+}
+
+// connectionOf is one of the connections that an attachment was granted as a client.
+func connectionOf(w *world, id uint64, n uint) uint64 {
+	var all []uint64
+	for _, f := range w.inbox[id] {
+		if c := f.GetReply().GetConnect().GetConnection(); c != 0 {
+			all = append(all, c)
+		}
+	}
+	if len(all) == 0 {
+		return 0
+	}
+	return all[n%uint(len(all))]
+}
+
+// TestServerIsToldBeforeTheClientIsAnswered pins the order that makes a narrowing safe: notice, word, answer.
+func TestServerIsToldBeforeTheClientIsAnswered(t *testing.T) {
+	w := newWorld(t, core.Setup{})
+	server, client := w.stated(system()), w.stated(user(1))
+	require.Nil(t, w.ask(server, 2, listen(`\port`, true)).Failure)
+	c := connect(`\port`)
+	c.GetConnect().Dynamic = true
+	connection := w.ask(client, 2, c).GetConnect().GetConnection()
+	own := w.inbox[client][0].GetReply().GetHello().GetIdentity().GetToken().GetTokenId()
+	group := "S-1-1-0"
+	for request, m := range map[uint64]*corepb.ToCore{
+		10: {Request: &corepb.ToCore_CreateSecurityContext{CreateSecurityContext: &corepb.CreateSecurityContext{Connection: connection, TokenId: own, Level: 2}}},
+		11: {Request: &corepb.ToCore_SetToken{SetToken: &corepb.SetToken{TokenId: own, PrimaryGroup: &group}}},
+	} {
+		m.Id = request
+		var order []string
+		for _, effect := range w.m.Step(w.now, core.Requested{ID: client, Message: m}) {
+			switch e := effect.(type) {
+			case core.Send:
+				switch {
+				case e.Frame.GetNotice().GetSenderChanged() != nil:
+					require.Equal(t, server, e.To)
+					order = append(order, "notice")
+				case e.Frame.GetReply() != nil:
+					require.Nil(t, e.Frame.GetReply().GetFailure())
+					order = append(order, "answer")
+				}
+			case core.Raise:
+				order = append(order, "word")
+			}
+		}
+		require.Equal(t, []string{"notice", "word", "answer"}, order)
+	}
 }
 
 func TestOneAttachmentGetsHalfOfWhatIsLeftAndServersHaveAReserve(t *testing.T) {

@@ -23,7 +23,7 @@ type port struct {
 	waiting    []*connection   // connects that wait for a server
 }
 
-func (p *port) slabBytes() uint64 { return uint64(p.attributes.MaxConnections) * 64 }
+func (p *port) slabBytes() uint64 { return uint64(p.attributes.MaxConnections) * lineBytes }
 
 // granted fills in what the asker left open and cuts what is beyond the maxima.
 func granted(asked *corepb.PortAttributes) *corepb.PortAttributes {
@@ -87,7 +87,7 @@ func (m *Machine) listen(a *attachment, id uint64, r *corepb.Listen) (*corepb.Fa
 			return f, false
 		}
 	}
-	charges := []item{{portsCharge, 1}, {sectionBytesCharge, uint64(attributes.MaxConnections) * 64}}
+	charges := []item{{portsCharge, 1}, {sectionBytesCharge, uint64(attributes.MaxConnections) * lineBytes}}
 	if f := m.charge(a, op, r.GetName(), charges...); f != nil {
 		return f, false
 	}

@@ -40,7 +40,7 @@ func (m *Machine) list(a *attachment, r *corepb.List, reply *corepb.Reply) *core
 				return nil
 			}
 			row := &corepb.Attachment{
-				Identity: identity(b, security.LevelDelegation), Uid: b.uid, SinceNs: b.since, Connections: uint32(len(b.connections)),
+				Identity: identity(b, security.LevelDelegation, false), Uid: b.uid, SinceNs: b.since, Connections: uint32(len(b.connections)),
 				Ports: uint32(len(b.ports)), Program: b.program,
 			}
 			page.Attachments = append(page.Attachments, row)

@@ -18,8 +18,14 @@ const (
 // token is a token object. value is immutable; what changes makes a new ModifiedID in a new value.
 type token struct {
 	value      *security.Token
-	references uint32 // attachments and processes that have it as their own, and handles held
+	references uint32 // attachments and processes that have it as their own, handles held, and security contexts
 	creator    security.SID
+}
+
+// holding is an attachment's handle of a token: how many times it holds it, and what it may do with it.
+type holding struct {
+	references uint32
+	granted    security.AccessMask
 }
 
 func tokenName(id security.LUID) string { return fmt.Sprintf("token %#x", uint64(id)) }
@@ -59,14 +65,22 @@ func (m *Machine) release(t *token, n uint32) {
 	}
 }
 
-// openToken finds a token that a may use for the rights asked: one that a holds, its own, or one whose descriptor lets it.
+// openToken finds a token for the rights asked. Who holds it has what it was granted with the handle; its own token is
+// everybody's whole; for anybody else the token's descriptor decides.
 func (m *Machine) openToken(a *attachment, op string, id security.LUID, desired security.AccessMask) (*token, *corepb.Failure) {
 	t := m.tokens[id]
 	if t == nil {
 		return nil, fail(op, tokenName(id), ntstatus.NoToken, "it does not exist, or nobody holds it any more")
 	}
-	if t == a.token || a.held[id] > 0 {
+	h, held := a.held[id]
+	if t == a.token || h.granted&desired == desired && held {
 		return t, nil
+	}
+	if held {
+		return nil, m.denied(a, &corepb.Denial{
+			Op: op, Object: tokenName(id), Right: tokenRights().Describe(desired), Desired: uint32(desired), Status: uint32(ntstatus.AccessDenied),
+			Trace: []string{fmt.Sprintf("the caller holds it with %s; %s is missing", tokenRights().Describe(h.granted), tokenRights().Describe(desired&^h.granted))},
+		})
 	}
 	if f := m.check(a, op, tokenName(id), tokenDescriptor(t), tokenMapping(), desired, tokenRights()); f != nil {
 		return nil, f
@@ -74,15 +88,29 @@ func (m *Machine) openToken(a *attachment, op string, id security.LUID, desired 
 	return t, nil
 }
 
-// hold gives a one more reference to t.
-func (m *Machine) hold(a *attachment, op string, t *token) *corepb.Failure {
+// rightsOn is all that a may do with t.
+func (m *Machine) rightsOn(a *attachment, t *token) security.AccessMask {
+	if t == a.token {
+		return tokenMapping().All
+	}
+	if h, held := a.held[t.value.TokenID]; held {
+		return h.granted
+	}
+	return security.AccessCheck(security.CheckRequest{
+		Descriptor: tokenDescriptor(t), Token: a.token.value, Desired: security.MaximumAllowed, Mapping: tokenMapping(),
+	}).Granted
+}
+
+// hold gives a one more reference to t, and the rights beside those that it has.
+func (m *Machine) hold(a *attachment, op string, t *token, granted security.AccessMask) *corepb.Failure {
 	id := t.value.TokenID
-	if a.held[id] == 0 {
+	h, held := a.held[id]
+	if !held {
 		if f := m.charge(a, op, tokenName(id), item{tokensCharge, 1}); f != nil {
 			return f
 		}
 	}
-	a.held[id]++
+	a.held[id] = holding{h.references + 1, h.granted | granted}
 	t.references++
 	return nil
 }
@@ -110,12 +138,12 @@ func (m *Machine) createToken(a *attachment, w *corepb.Token, reply *corepb.Repl
 	if m.ended[v.AuthenticationID] {
 		return fail(op, "", ntstatus.NoSuchLogonSession, "logon session %#x has ended", uint64(v.AuthenticationID))
 	}
-	return m.handOut(a, op, m.newToken(v), reply)
+	return m.handOut(a, op, m.newToken(v), tokenMapping().All, reply)
 }
 
 // handOut makes a hold the fresh token t and puts it into the reply.
-func (m *Machine) handOut(a *attachment, op string, t *token, reply *corepb.Reply) *corepb.Failure {
-	if f := m.hold(a, op, t); f != nil {
+func (m *Machine) handOut(a *attachment, op string, t *token, granted security.AccessMask, reply *corepb.Reply) *corepb.Failure {
+	if f := m.hold(a, op, t, granted); f != nil {
 		delete(m.tokens, t.value.TokenID)
 		return f
 	}
@@ -129,7 +157,13 @@ func (m *Machine) duplicateToken(a *attachment, r *corepb.DuplicateToken, reply 
 	if f != nil {
 		return f
 	}
-	v, err := t.value.Duplicate(security.DuplicateOptions{Type: security.TokenType(r.GetType()), Level: security.ImpersonationLevel(r.GetLevel())})
+	granted, f := m.grantedOn(a, op, t, r.GetDesiredAccess())
+	if f != nil {
+		return f
+	}
+	v, err := t.value.Duplicate(security.DuplicateOptions{
+		Type: security.TokenType(r.GetType()), Level: security.ImpersonationLevel(r.GetLevel()), EffectiveOnly: r.GetEffectiveOnly(),
+	})
 	if err != nil {
 		return fail(op, tokenName(t.value.TokenID), ntstatus.Of(err), "%v", err)
 	}
@@ -152,7 +186,7 @@ func (m *Machine) duplicateToken(a *attachment, r *corepb.DuplicateToken, reply 
 		}
 		v.Privileges = kept
 	}
-	return m.handOut(a, op, m.newToken(v), reply)
+	return m.handOut(a, op, m.newToken(v), granted, reply)
 }
 
 func (m *Machine) queryToken(a *attachment, id security.LUID, reply *corepb.Reply) *corepb.Failure {
@@ -165,15 +199,15 @@ func (m *Machine) queryToken(a *attachment, id security.LUID, reply *corepb.Repl
 }
 
 func (m *Machine) closeToken(a *attachment, id security.LUID) *corepb.Failure {
-	n := a.held[id]
-	if n == 0 {
+	h, held := a.held[id]
+	if !held {
 		return fail("core.CloseToken", tokenName(id), ntstatus.InvalidHandle, "this attachment does not hold it")
 	}
-	if n == 1 {
+	if h.references--; h.references == 0 {
 		delete(a.held, id)
 		m.uncharge(a, item{tokensCharge, 1})
 	} else {
-		a.held[id] = n - 1
+		a.held[id] = h
 	}
 	m.release(m.tokens[id], 1)
 	return nil
@@ -186,15 +220,19 @@ func (m *Machine) grantToken(a *attachment, r *corepb.GrantToken) *corepb.Failur
 	if f := m.needPrivilege(a, op, security.SeTcb); f != nil {
 		return f
 	}
-	t, f := m.openToken(a, op, security.LUID(r.GetTokenId()), TokenDuplicate)
+	desired := tokenMapping().Map(security.AccessMask(r.GetDesiredAccess()))
+	t, f := m.openToken(a, op, security.LUID(r.GetTokenId()), TokenDuplicate|desired)
 	if f != nil {
 		return f
+	}
+	if desired == 0 {
+		desired = m.rightsOn(a, t)
 	}
 	to := m.attachments[r.GetAttachment()]
 	if to == nil || !to.live {
 		return fail(op, tokenName(t.value.TokenID), ntstatus.InvalidCID, "attachment %d is gone", r.GetAttachment())
 	}
-	return m.hold(to, op, t)
+	return m.hold(to, op, t, desired)
 }
 
 func (m *Machine) newLogonSession(a *attachment, reply *corepb.Reply) *corepb.Failure {
@@ -214,37 +252,48 @@ func (m *Machine) endLogonSession(a *attachment, auth security.LUID) *corepb.Fai
 	if auth == systemLogon || auth == anonymousLogon {
 		return fail(op, "", ntstatus.InvalidParameter, "logon session %#x is the system's own", uint64(auth))
 	}
-	for _, t := range m.tokens {
+	for _, t := range sorted(m.tokens) { // without one it is over already
 		if t.value.AuthenticationID == auth {
 			m.ended[auth] = true
-			return nil
+			m.tellServers(t, true)
 		}
 	}
-	return nil // no token is left: it is over already
+	return nil
 }
 
 // Descriptors and mappings of token objects.
 
+// tokenDescriptor: whose the token is may use it, unless it is below the token; a process that gave rights up must not find
+// them again in another token of its user.
 func tokenDescriptor(t *token) *security.Descriptor {
+	label := t.value.Integrity
+	if label.IsZero() {
+		label = security.IntegrityUntrusted()
+	}
 	return &security.Descriptor{
 		Owner: t.creator, Group: t.creator,
 		DACL: security.NewACL(
 			security.Allow(security.LocalSystem(), tokenMapping().All),
 			security.Allow(security.Administrators(), TokenQuery|security.ReadControl),
-			security.Allow(t.value.User.SID, TokenQuery|TokenDuplicate|TokenImpersonate|security.ReadControl)),
+			security.Allow(t.value.User.SID, TokenQuery|TokenQuerySource|TokenDuplicate|TokenImpersonate|security.ReadControl)),
+		SACL: security.NewACL(security.ACE{Type: security.MandatoryLabel, Mask: security.NoWriteUp | security.NoExecuteUp, SID: label}),
 	}
 }
 
 func tokenMapping() security.GenericMapping {
 	return security.GenericMapping{
-		Read: security.ReadControl | TokenQuery, Write: security.ReadControl, Execute: security.ReadControl | TokenImpersonate,
-		All: security.StandardRights | 0x1FF,
+		Read:    security.ReadControl | TokenQuery | TokenQuerySource,
+		Write:   security.ReadControl | TokenAssignPrimary | TokenDuplicate | TokenAdjustPrivileges | TokenAdjustGroups | TokenAdjustDefault | TokenAdjustSessionID,
+		Execute: security.ReadControl | TokenImpersonate,
+		All:     security.StandardRights | 0x1FF,
 	}
 }
 
 func tokenRights() security.RightNames {
 	return security.RightNames{{Mask: TokenAssignPrimary, Name: "TOKEN_ASSIGN_PRIMARY"}, {Mask: TokenDuplicate, Name: "TOKEN_DUPLICATE"},
-		{Mask: TokenImpersonate, Name: "TOKEN_IMPERSONATE"}, {Mask: TokenQuery, Name: "TOKEN_QUERY"}}
+		{Mask: TokenImpersonate, Name: "TOKEN_IMPERSONATE"}, {Mask: TokenQuery, Name: "TOKEN_QUERY"}, {Mask: TokenQuerySource, Name: "TOKEN_QUERY_SOURCE"},
+		{Mask: TokenAdjustPrivileges, Name: "TOKEN_ADJUST_PRIVILEGES"}, {Mask: TokenAdjustGroups, Name: "TOKEN_ADJUST_GROUPS"},
+		{Mask: TokenAdjustDefault, Name: "TOKEN_ADJUST_DEFAULT"}, {Mask: TokenAdjustSessionID, Name: "TOKEN_ADJUST_SESSIONID"}}
 }
 
 // Tokens that the core makes itself.

@@ -36,6 +36,38 @@ func Create(name string, size int) (*os.File, error) {
 	return f, nil
 }
 
+// CreateShown returns a memory file of size bytes and its only writable mapping: after this call nobody, whoever holds the
+// file, can write to it, map it writable or punch holes into it (SEAL_FUTURE_WRITE beside the others).
+func CreateShown(name string, size int) (f *os.File, b []byte, err error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("memfd_create", err)
+	}
+	f = os.NewFile(uintptr(fd), "memfd:"+name)
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		return nil, nil, os.NewSyscallError("ftruncate", err)
+	}
+	if b, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, nil, os.NewSyscallError("mmap", err)
+	}
+	for _, advice := range []int{unix.MADV_DONTFORK, unix.MADV_POPULATE_WRITE} {
+		if err = unix.Madvise(b, advice); err != nil {
+			unix.Munmap(b)
+			return nil, nil, os.NewSyscallError("madvise", err)
+		}
+	}
+	if _, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals|unix.F_SEAL_FUTURE_WRITE); err != nil {
+		unix.Munmap(b)
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return f, b, nil
+}
+
 // Verify reports whether f is a memory file of exactly size bytes that carries the three seals.
 func Verify(f *os.File, size int) error {
 	return withFD(f, func(fd int) error { return verify(fd, size) })

@@ -116,6 +116,13 @@ type ToCore struct {
 	//	*ToCore_Evaluate
 	//	*ToCore_List
 	//	*ToCore_QueryCharges
+	//	*ToCore_OpenToken
+	//	*ToCore_FilterToken
+	//	*ToCore_AdjustPrivileges
+	//	*ToCore_AdjustGroups
+	//	*ToCore_SetToken
+	//	*ToCore_CreateSecurityContext
+	//	*ToCore_DeleteSecurityContext
 	Request       isToCore_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -417,6 +424,69 @@ func (x *ToCore) GetQueryCharges() *QueryCharges {
 	return nil
 }
 
+func (x *ToCore) GetOpenToken() *OpenToken {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_OpenToken); ok {
+			return x.OpenToken
+		}
+	}
+	return nil
+}
+
+func (x *ToCore) GetFilterToken() *FilterToken {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_FilterToken); ok {
+			return x.FilterToken
+		}
+	}
+	return nil
+}
+
+func (x *ToCore) GetAdjustPrivileges() *AdjustPrivileges {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_AdjustPrivileges); ok {
+			return x.AdjustPrivileges
+		}
+	}
+	return nil
+}
+
+func (x *ToCore) GetAdjustGroups() *AdjustGroups {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_AdjustGroups); ok {
+			return x.AdjustGroups
+		}
+	}
+	return nil
+}
+
+func (x *ToCore) GetSetToken() *SetToken {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_SetToken); ok {
+			return x.SetToken
+		}
+	}
+	return nil
+}
+
+func (x *ToCore) GetCreateSecurityContext() *CreateSecurityContext {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_CreateSecurityContext); ok {
+			return x.CreateSecurityContext
+		}
+	}
+	return nil
+}
+
+func (x *ToCore) GetDeleteSecurityContext() *DeleteSecurityContext {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_DeleteSecurityContext); ok {
+			return x.DeleteSecurityContext
+		}
+	}
+	return nil
+}
+
 type isToCore_Request interface {
 	isToCore_Request()
 }
@@ -533,6 +603,34 @@ type ToCore_QueryCharges struct {
 	QueryCharges *QueryCharges `protobuf:"bytes,29,opt,name=query_charges,json=queryCharges,proto3,oneof"`
 }
 
+type ToCore_OpenToken struct {
+	OpenToken *OpenToken `protobuf:"bytes,30,opt,name=open_token,json=openToken,proto3,oneof"`
+}
+
+type ToCore_FilterToken struct {
+	FilterToken *FilterToken `protobuf:"bytes,31,opt,name=filter_token,json=filterToken,proto3,oneof"`
+}
+
+type ToCore_AdjustPrivileges struct {
+	AdjustPrivileges *AdjustPrivileges `protobuf:"bytes,32,opt,name=adjust_privileges,json=adjustPrivileges,proto3,oneof"`
+}
+
+type ToCore_AdjustGroups struct {
+	AdjustGroups *AdjustGroups `protobuf:"bytes,33,opt,name=adjust_groups,json=adjustGroups,proto3,oneof"`
+}
+
+type ToCore_SetToken struct {
+	SetToken *SetToken `protobuf:"bytes,34,opt,name=set_token,json=setToken,proto3,oneof"`
+}
+
+type ToCore_CreateSecurityContext struct {
+	CreateSecurityContext *CreateSecurityContext `protobuf:"bytes,35,opt,name=create_security_context,json=createSecurityContext,proto3,oneof"`
+}
+
+type ToCore_DeleteSecurityContext struct {
+	DeleteSecurityContext *DeleteSecurityContext `protobuf:"bytes,36,opt,name=delete_security_context,json=deleteSecurityContext,proto3,oneof"`
+}
+
 func (*ToCore_Hello) isToCore_Request() {}
 
 func (*ToCore_Listen) isToCore_Request() {}
@@ -588,6 +686,20 @@ func (*ToCore_Evaluate) isToCore_Request() {}
 func (*ToCore_List) isToCore_Request() {}
 
 func (*ToCore_QueryCharges) isToCore_Request() {}
+
+func (*ToCore_OpenToken) isToCore_Request() {}
+
+func (*ToCore_FilterToken) isToCore_Request() {}
+
+func (*ToCore_AdjustPrivileges) isToCore_Request() {}
+
+func (*ToCore_AdjustGroups) isToCore_Request() {}
+
+func (*ToCore_SetToken) isToCore_Request() {}
+
+func (*ToCore_CreateSecurityContext) isToCore_Request() {}
+
+func (*ToCore_DeleteSecurityContext) isToCore_Request() {}
 
 // FromCore is a reply to a request, or a notice that the core sends of its own accord.
 type FromCore struct {
@@ -689,6 +801,8 @@ type Reply struct {
 	//	*Reply_Page
 	//	*Reply_Charges
 	//	*Reply_Section
+	//	*Reply_Adjusted
+	//	*Reply_SecurityContext
 	Body          isReply_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -844,6 +958,24 @@ func (x *Reply) GetSection() *Empty {
 	return nil
 }
 
+func (x *Reply) GetAdjusted() *Adjusted {
+	if x != nil {
+		if x, ok := x.Body.(*Reply_Adjusted); ok {
+			return x.Adjusted
+		}
+	}
+	return nil
+}
+
+func (x *Reply) GetSecurityContext() *SecurityContext {
+	if x != nil {
+		if x, ok := x.Body.(*Reply_SecurityContext); ok {
+			return x.SecurityContext
+		}
+	}
+	return nil
+}
+
 type isReply_Body interface {
 	isReply_Body()
 }
@@ -853,7 +985,7 @@ type Reply_Hello struct {
 }
 
 type Reply_Listen struct {
-	Listen *ListenReply `protobuf:"bytes,4,opt,name=listen,proto3,oneof"` // descriptors: the slab of live counters
+	Listen *ListenReply `protobuf:"bytes,4,opt,name=listen,proto3,oneof"` // descriptors: the slab of live counters, the page of generations
 }
 
 type Reply_Connect struct {
@@ -892,6 +1024,14 @@ type Reply_Section struct {
 	Section *Empty `protobuf:"bytes,13,opt,name=section,proto3,oneof"` // descriptors: the section
 }
 
+type Reply_Adjusted struct {
+	Adjusted *Adjusted `protobuf:"bytes,14,opt,name=adjusted,proto3,oneof"`
+}
+
+type Reply_SecurityContext struct {
+	SecurityContext *SecurityContext `protobuf:"bytes,15,opt,name=security_context,json=securityContext,proto3,oneof"`
+}
+
 func (*Reply_Hello) isReply_Body() {}
 
 func (*Reply_Listen) isReply_Body() {}
@@ -913,6 +1053,10 @@ func (*Reply_Page) isReply_Body() {}
 func (*Reply_Charges) isReply_Body() {}
 
 func (*Reply_Section) isReply_Body() {}
+
+func (*Reply_Adjusted) isReply_Body() {}
+
+func (*Reply_SecurityContext) isReply_Body() {}
 
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1053,6 +1197,8 @@ type Notice struct {
 	//	*Notice_SectionOffered
 	//	*Notice_Activation
 	//	*Notice_UnassignedChild
+	//	*Notice_SenderChanged
+	//	*Notice_TokenChanged
 	Body          isNotice_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1149,6 +1295,24 @@ func (x *Notice) GetUnassignedChild() *UnassignedChild {
 	return nil
 }
 
+func (x *Notice) GetSenderChanged() *SenderChanged {
+	if x != nil {
+		if x, ok := x.Body.(*Notice_SenderChanged); ok {
+			return x.SenderChanged
+		}
+	}
+	return nil
+}
+
+func (x *Notice) GetTokenChanged() *Token {
+	if x != nil {
+		if x, ok := x.Body.(*Notice_TokenChanged); ok {
+			return x.TokenChanged
+		}
+	}
+	return nil
+}
+
 type isNotice_Body interface {
 	isNotice_Body()
 }
@@ -1177,6 +1341,14 @@ type Notice_UnassignedChild struct {
 	UnassignedChild *UnassignedChild `protobuf:"bytes,6,opt,name=unassigned_child,json=unassignedChild,proto3,oneof"` // descriptors: its pidfd
 }
 
+type Notice_SenderChanged struct {
+	SenderChanged *SenderChanged `protobuf:"bytes,7,opt,name=sender_changed,json=senderChanged,proto3,oneof"`
+}
+
+type Notice_TokenChanged struct {
+	TokenChanged *Token `protobuf:"bytes,8,opt,name=token_changed,json=tokenChanged,proto3,oneof"` // the attachment's own, adjusted
+}
+
 func (*Notice_ConnectRequest) isNotice_Body() {}
 
 func (*Notice_ConnectCancelled) isNotice_Body() {}
@@ -1188,6 +1360,10 @@ func (*Notice_SectionOffered) isNotice_Body() {}
 func (*Notice_Activation) isNotice_Body() {}
 
 func (*Notice_UnassignedChild) isNotice_Body() {}
+
+func (*Notice_SenderChanged) isNotice_Body() {}
+
+func (*Notice_TokenChanged) isNotice_Body() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1672,6 +1848,8 @@ type Connect struct {
 	MaxMessageLength uint32                 `protobuf:"varint,6,opt,name=max_message_length,json=maxMessageLength,proto3" json:"max_message_length,omitempty"` // 0: the port's
 	TimeoutNs        int64                  `protobuf:"varint,7,opt,name=timeout_ns,json=timeoutNs,proto3" json:"timeout_ns,omitempty"`                        // 0: the core's default
 	Section          bool                   `protobuf:"varint,8,opt,name=section,proto3" json:"section,omitempty"`                                             // make the shared gear's section at once
+	Dynamic          bool                   `protobuf:"varint,9,opt,name=dynamic,proto3" json:"dynamic,omitempty"`                                             // the server sees the client's token as it is, not as it was at the connect
+	EffectiveOnly    bool                   `protobuf:"varint,10,opt,name=effective_only,json=effectiveOnly,proto3" json:"effective_only,omitempty"`           // the server does not see what is disabled in it
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1758,6 +1936,20 @@ func (x *Connect) GetTimeoutNs() int64 {
 func (x *Connect) GetSection() bool {
 	if x != nil {
 		return x.Section
+	}
+	return false
+}
+
+func (x *Connect) GetDynamic() bool {
+	if x != nil {
+		return x.Dynamic
+	}
+	return false
+}
+
+func (x *Connect) GetEffectiveOnly() bool {
+	if x != nil {
+		return x.EffectiveOnly
 	}
 	return false
 }
@@ -1903,6 +2095,7 @@ type ConnectRequest struct {
 	Line             uint32                 `protobuf:"varint,9,opt,name=line,proto3" json:"line,omitempty"`                                  // its cache line in the port's slab of counters
 	Accepted         bool                   `protobuf:"varint,10,opt,name=accepted,proto3" json:"accepted,omitempty"`                         // the port accepts automatically: the descriptors are here
 	Section          bool                   `protobuf:"varint,11,opt,name=section,proto3" json:"section,omitempty"`
+	Generation       uint64                 `protobuf:"varint,12,opt,name=generation,proto3" json:"generation,omitempty"` // no notice up to this one is of the connection
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2014,6 +2207,272 @@ func (x *ConnectRequest) GetSection() bool {
 	return false
 }
 
+func (x *ConnectRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// CreateSecurityContext asks for the client's connection: from now on it may send under this token, too.
+type CreateSecurityContext struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connection    uint64                 `protobuf:"varint,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	TokenId       uint64                 `protobuf:"varint,2,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`
+	Dynamic       bool                   `protobuf:"varint,4,opt,name=dynamic,proto3" json:"dynamic,omitempty"`
+	EffectiveOnly bool                   `protobuf:"varint,5,opt,name=effective_only,json=effectiveOnly,proto3" json:"effective_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSecurityContext) Reset() {
+	*x = CreateSecurityContext{}
+	mi := &file_proto_corepb_core_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSecurityContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSecurityContext) ProtoMessage() {}
+
+func (x *CreateSecurityContext) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSecurityContext.ProtoReflect.Descriptor instead.
+func (*CreateSecurityContext) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CreateSecurityContext) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+func (x *CreateSecurityContext) GetTokenId() uint64 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *CreateSecurityContext) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *CreateSecurityContext) GetDynamic() bool {
+	if x != nil {
+		return x.Dynamic
+	}
+	return false
+}
+
+func (x *CreateSecurityContext) GetEffectiveOnly() bool {
+	if x != nil {
+		return x.EffectiveOnly
+	}
+	return false
+}
+
+type SecurityContext struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Context       uint32                 `protobuf:"varint,1,opt,name=context,proto3" json:"context,omitempty"`
+	Level         uint32                 `protobuf:"varint,2,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecurityContext) Reset() {
+	*x = SecurityContext{}
+	mi := &file_proto_corepb_core_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecurityContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecurityContext) ProtoMessage() {}
+
+func (x *SecurityContext) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecurityContext.ProtoReflect.Descriptor instead.
+func (*SecurityContext) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SecurityContext) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+func (x *SecurityContext) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+// DeleteSecurityContext ends a context, from either side of the connection.
+type DeleteSecurityContext struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connection    uint64                 `protobuf:"varint,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	Context       uint32                 `protobuf:"varint,2,opt,name=context,proto3" json:"context,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSecurityContext) Reset() {
+	*x = DeleteSecurityContext{}
+	mi := &file_proto_corepb_core_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSecurityContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSecurityContext) ProtoMessage() {}
+
+func (x *DeleteSecurityContext) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSecurityContext.ProtoReflect.Descriptor instead.
+func (*DeleteSecurityContext) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DeleteSecurityContext) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+func (x *DeleteSecurityContext) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+// SenderChanged tells the server who speaks under contexts of its connections from now on.
+type SenderChanged struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // what the connections' words in the page of generations rise to
+	Token         *Token                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`            // unset: nobody any more
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`
+	Connections   []uint64               `protobuf:"varint,4,rep,packed,name=connections,proto3" json:"connections,omitempty"` // at most 1,024
+	Contexts      []uint32               `protobuf:"varint,5,rep,packed,name=contexts,proto3" json:"contexts,omitempty"`       // one for each connection; 0: its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SenderChanged) Reset() {
+	*x = SenderChanged{}
+	mi := &file_proto_corepb_core_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SenderChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SenderChanged) ProtoMessage() {}
+
+func (x *SenderChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SenderChanged.ProtoReflect.Descriptor instead.
+func (*SenderChanged) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SenderChanged) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SenderChanged) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *SenderChanged) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *SenderChanged) GetConnections() []uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *SenderChanged) GetContexts() []uint32 {
+	if x != nil {
+		return x.Contexts
+	}
+	return nil
+}
+
 type ConnectCancelled struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Connection    uint64                 `protobuf:"varint,1,opt,name=connection,proto3" json:"connection,omitempty"`
@@ -2023,7 +2482,7 @@ type ConnectCancelled struct {
 
 func (x *ConnectCancelled) Reset() {
 	*x = ConnectCancelled{}
-	mi := &file_proto_corepb_core_proto_msgTypes[18]
+	mi := &file_proto_corepb_core_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2494,7 @@ func (x *ConnectCancelled) String() string {
 func (*ConnectCancelled) ProtoMessage() {}
 
 func (x *ConnectCancelled) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[18]
+	mi := &file_proto_corepb_core_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2507,7 @@ func (x *ConnectCancelled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectCancelled.ProtoReflect.Descriptor instead.
 func (*ConnectCancelled) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{18}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConnectCancelled) GetConnection() uint64 {
@@ -2068,7 +2527,7 @@ type Accept struct {
 
 func (x *Accept) Reset() {
 	*x = Accept{}
-	mi := &file_proto_corepb_core_proto_msgTypes[19]
+	mi := &file_proto_corepb_core_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2539,7 @@ func (x *Accept) String() string {
 func (*Accept) ProtoMessage() {}
 
 func (x *Accept) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[19]
+	mi := &file_proto_corepb_core_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2552,7 @@ func (x *Accept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accept.ProtoReflect.Descriptor instead.
 func (*Accept) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{19}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Accept) GetConnection() uint64 {
@@ -2119,7 +2578,7 @@ type AcceptReply struct {
 
 func (x *AcceptReply) Reset() {
 	*x = AcceptReply{}
-	mi := &file_proto_corepb_core_proto_msgTypes[20]
+	mi := &file_proto_corepb_core_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2590,7 @@ func (x *AcceptReply) String() string {
 func (*AcceptReply) ProtoMessage() {}
 
 func (x *AcceptReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[20]
+	mi := &file_proto_corepb_core_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2603,7 @@ func (x *AcceptReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptReply.ProtoReflect.Descriptor instead.
 func (*AcceptReply) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{20}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AcceptReply) GetConnection() uint64 {
@@ -2165,7 +2624,7 @@ type Refuse struct {
 
 func (x *Refuse) Reset() {
 	*x = Refuse{}
-	mi := &file_proto_corepb_core_proto_msgTypes[21]
+	mi := &file_proto_corepb_core_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2636,7 @@ func (x *Refuse) String() string {
 func (*Refuse) ProtoMessage() {}
 
 func (x *Refuse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[21]
+	mi := &file_proto_corepb_core_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2649,7 @@ func (x *Refuse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refuse.ProtoReflect.Descriptor instead.
 func (*Refuse) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{21}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Refuse) GetConnection() uint64 {
@@ -2223,7 +2682,7 @@ type CloseConnection struct {
 
 func (x *CloseConnection) Reset() {
 	*x = CloseConnection{}
-	mi := &file_proto_corepb_core_proto_msgTypes[22]
+	mi := &file_proto_corepb_core_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2694,7 @@ func (x *CloseConnection) String() string {
 func (*CloseConnection) ProtoMessage() {}
 
 func (x *CloseConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[22]
+	mi := &file_proto_corepb_core_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2707,7 @@ func (x *CloseConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseConnection.ProtoReflect.Descriptor instead.
 func (*CloseConnection) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{22}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CloseConnection) GetConnection() uint64 {
@@ -2268,7 +2727,7 @@ type ConnectionClosed struct {
 
 func (x *ConnectionClosed) Reset() {
 	*x = ConnectionClosed{}
-	mi := &file_proto_corepb_core_proto_msgTypes[23]
+	mi := &file_proto_corepb_core_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2739,7 @@ func (x *ConnectionClosed) String() string {
 func (*ConnectionClosed) ProtoMessage() {}
 
 func (x *ConnectionClosed) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[23]
+	mi := &file_proto_corepb_core_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2752,7 @@ func (x *ConnectionClosed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionClosed.ProtoReflect.Descriptor instead.
 func (*ConnectionClosed) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{23}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConnectionClosed) GetConnection() uint64 {
@@ -2319,7 +2778,7 @@ type OfferSection struct {
 
 func (x *OfferSection) Reset() {
 	*x = OfferSection{}
-	mi := &file_proto_corepb_core_proto_msgTypes[24]
+	mi := &file_proto_corepb_core_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2790,7 @@ func (x *OfferSection) String() string {
 func (*OfferSection) ProtoMessage() {}
 
 func (x *OfferSection) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[24]
+	mi := &file_proto_corepb_core_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2803,7 @@ func (x *OfferSection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferSection.ProtoReflect.Descriptor instead.
 func (*OfferSection) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{24}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OfferSection) GetConnection() uint64 {
@@ -2363,7 +2822,7 @@ type SectionOffered struct {
 
 func (x *SectionOffered) Reset() {
 	*x = SectionOffered{}
-	mi := &file_proto_corepb_core_proto_msgTypes[25]
+	mi := &file_proto_corepb_core_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2834,7 @@ func (x *SectionOffered) String() string {
 func (*SectionOffered) ProtoMessage() {}
 
 func (x *SectionOffered) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[25]
+	mi := &file_proto_corepb_core_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2847,7 @@ func (x *SectionOffered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SectionOffered.ProtoReflect.Descriptor instead.
 func (*SectionOffered) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{25}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SectionOffered) GetConnection() uint64 {
@@ -2407,7 +2866,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_proto_corepb_core_proto_msgTypes[26]
+	mi := &file_proto_corepb_core_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2878,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[26]
+	mi := &file_proto_corepb_core_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2891,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{26}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Activation) GetName() string {
@@ -2452,7 +2911,7 @@ type UnassignedChild struct {
 
 func (x *UnassignedChild) Reset() {
 	*x = UnassignedChild{}
-	mi := &file_proto_corepb_core_proto_msgTypes[27]
+	mi := &file_proto_corepb_core_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2923,7 @@ func (x *UnassignedChild) String() string {
 func (*UnassignedChild) ProtoMessage() {}
 
 func (x *UnassignedChild) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[27]
+	mi := &file_proto_corepb_core_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2936,7 @@ func (x *UnassignedChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnassignedChild.ProtoReflect.Descriptor instead.
 func (*UnassignedChild) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{27}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UnassignedChild) GetPid() int32 {
@@ -2497,7 +2956,7 @@ type CreateDirectory struct {
 
 func (x *CreateDirectory) Reset() {
 	*x = CreateDirectory{}
-	mi := &file_proto_corepb_core_proto_msgTypes[28]
+	mi := &file_proto_corepb_core_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2968,7 @@ func (x *CreateDirectory) String() string {
 func (*CreateDirectory) ProtoMessage() {}
 
 func (x *CreateDirectory) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[28]
+	mi := &file_proto_corepb_core_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2981,7 @@ func (x *CreateDirectory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateDirectory.ProtoReflect.Descriptor instead.
 func (*CreateDirectory) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{28}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateDirectory) GetName() string {
@@ -2550,7 +3009,7 @@ type CreateSymbolicLink struct {
 
 func (x *CreateSymbolicLink) Reset() {
 	*x = CreateSymbolicLink{}
-	mi := &file_proto_corepb_core_proto_msgTypes[29]
+	mi := &file_proto_corepb_core_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +3021,7 @@ func (x *CreateSymbolicLink) String() string {
 func (*CreateSymbolicLink) ProtoMessage() {}
 
 func (x *CreateSymbolicLink) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[29]
+	mi := &file_proto_corepb_core_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +3034,7 @@ func (x *CreateSymbolicLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSymbolicLink.ProtoReflect.Descriptor instead.
 func (*CreateSymbolicLink) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{29}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateSymbolicLink) GetName() string {
@@ -2608,7 +3067,7 @@ type Remove struct {
 
 func (x *Remove) Reset() {
 	*x = Remove{}
-	mi := &file_proto_corepb_core_proto_msgTypes[30]
+	mi := &file_proto_corepb_core_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +3079,7 @@ func (x *Remove) String() string {
 func (*Remove) ProtoMessage() {}
 
 func (x *Remove) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[30]
+	mi := &file_proto_corepb_core_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +3092,7 @@ func (x *Remove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remove.ProtoReflect.Descriptor instead.
 func (*Remove) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{30}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Remove) GetName() string {
@@ -2653,7 +3112,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_proto_corepb_core_proto_msgTypes[31]
+	mi := &file_proto_corepb_core_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +3124,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[31]
+	mi := &file_proto_corepb_core_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +3137,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{31}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Group) GetSid() string {
@@ -2705,7 +3164,7 @@ type Privilege struct {
 
 func (x *Privilege) Reset() {
 	*x = Privilege{}
-	mi := &file_proto_corepb_core_proto_msgTypes[32]
+	mi := &file_proto_corepb_core_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +3176,7 @@ func (x *Privilege) String() string {
 func (*Privilege) ProtoMessage() {}
 
 func (x *Privilege) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[32]
+	mi := &file_proto_corepb_core_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +3189,7 @@ func (x *Privilege) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Privilege.ProtoReflect.Descriptor instead.
 func (*Privilege) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{32}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Privilege) GetPrivilege() uint32 {
@@ -2775,7 +3234,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_proto_corepb_core_proto_msgTypes[33]
+	mi := &file_proto_corepb_core_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +3246,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[33]
+	mi := &file_proto_corepb_core_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +3259,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{33}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Token) GetTokenId() uint64 {
@@ -2945,7 +3404,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[34]
+	mi := &file_proto_corepb_core_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3416,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[34]
+	mi := &file_proto_corepb_core_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3429,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{34}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateToken) GetToken() *Token {
@@ -2989,13 +3448,15 @@ type DuplicateToken struct {
 	SetSession       bool                   `protobuf:"varint,5,opt,name=set_session,json=setSession,proto3" json:"set_session,omitempty"`
 	KeepPrivileges   []uint32               `protobuf:"varint,6,rep,packed,name=keep_privileges,json=keepPrivileges,proto3" json:"keep_privileges,omitempty"`
 	FilterPrivileges bool                   `protobuf:"varint,7,opt,name=filter_privileges,json=filterPrivileges,proto3" json:"filter_privileges,omitempty"`
+	EffectiveOnly    bool                   `protobuf:"varint,8,opt,name=effective_only,json=effectiveOnly,proto3" json:"effective_only,omitempty"`
+	DesiredAccess    uint32                 `protobuf:"varint,9,opt,name=desired_access,json=desiredAccess,proto3" json:"desired_access,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DuplicateToken) Reset() {
 	*x = DuplicateToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[35]
+	mi := &file_proto_corepb_core_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3468,7 @@ func (x *DuplicateToken) String() string {
 func (*DuplicateToken) ProtoMessage() {}
 
 func (x *DuplicateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[35]
+	mi := &file_proto_corepb_core_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3481,7 @@ func (x *DuplicateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DuplicateToken.ProtoReflect.Descriptor instead.
 func (*DuplicateToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{35}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DuplicateToken) GetTokenId() uint64 {
@@ -3072,6 +3533,20 @@ func (x *DuplicateToken) GetFilterPrivileges() bool {
 	return false
 }
 
+func (x *DuplicateToken) GetEffectiveOnly() bool {
+	if x != nil {
+		return x.EffectiveOnly
+	}
+	return false
+}
+
+func (x *DuplicateToken) GetDesiredAccess() uint32 {
+	if x != nil {
+		return x.DesiredAccess
+	}
+	return 0
+}
+
 type TokenRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TokenId       uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
@@ -3081,7 +3556,7 @@ type TokenRef struct {
 
 func (x *TokenRef) Reset() {
 	*x = TokenRef{}
-	mi := &file_proto_corepb_core_proto_msgTypes[36]
+	mi := &file_proto_corepb_core_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3568,7 @@ func (x *TokenRef) String() string {
 func (*TokenRef) ProtoMessage() {}
 
 func (x *TokenRef) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[36]
+	mi := &file_proto_corepb_core_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3581,7 @@ func (x *TokenRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRef.ProtoReflect.Descriptor instead.
 func (*TokenRef) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{36}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TokenRef) GetTokenId() uint64 {
@@ -3120,13 +3595,14 @@ type GrantToken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TokenId       uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
 	Attachment    uint64                 `protobuf:"varint,2,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	DesiredAccess uint32                 `protobuf:"varint,3,opt,name=desired_access,json=desiredAccess,proto3" json:"desired_access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GrantToken) Reset() {
 	*x = GrantToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[37]
+	mi := &file_proto_corepb_core_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3138,7 +3614,7 @@ func (x *GrantToken) String() string {
 func (*GrantToken) ProtoMessage() {}
 
 func (x *GrantToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[37]
+	mi := &file_proto_corepb_core_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,7 +3627,7 @@ func (x *GrantToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantToken.ProtoReflect.Descriptor instead.
 func (*GrantToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{37}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GrantToken) GetTokenId() uint64 {
@@ -3168,6 +3644,408 @@ func (x *GrantToken) GetAttachment() uint64 {
 	return 0
 }
 
+func (x *GrantToken) GetDesiredAccess() uint32 {
+	if x != nil {
+		return x.DesiredAccess
+	}
+	return 0
+}
+
+// OpenToken makes the caller hold a token with the rights asked. descriptors: none, or the pidfd of the process whose token it is.
+type OpenToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TokenId       uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	DesiredAccess uint32                 `protobuf:"varint,2,opt,name=desired_access,json=desiredAccess,proto3" json:"desired_access,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenToken) Reset() {
+	*x = OpenToken{}
+	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenToken) ProtoMessage() {}
+
+func (x *OpenToken) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenToken.ProtoReflect.Descriptor instead.
+func (*OpenToken) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *OpenToken) GetTokenId() uint64 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *OpenToken) GetDesiredAccess() uint32 {
+	if x != nil {
+		return x.DesiredAccess
+	}
+	return 0
+}
+
+type FilterToken struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	TokenId          uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Flags            uint32                 `protobuf:"varint,2,opt,name=flags,proto3" json:"flags,omitempty"`                      // NtFilterToken's: DISABLE_MAX_PRIVILEGE 1, SANDBOX_INERT 2, LUA_TOKEN 4, WRITE_RESTRICTED 8
+	DenyOnly         []string               `protobuf:"bytes,3,rep,name=deny_only,json=denyOnly,proto3" json:"deny_only,omitempty"` // SIDs
+	DeletePrivileges []uint32               `protobuf:"varint,4,rep,packed,name=delete_privileges,json=deletePrivileges,proto3" json:"delete_privileges,omitempty"`
+	Restrict         []string               `protobuf:"bytes,5,rep,name=restrict,proto3" json:"restrict,omitempty"` // SIDs
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *FilterToken) Reset() {
+	*x = FilterToken{}
+	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FilterToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FilterToken) ProtoMessage() {}
+
+func (x *FilterToken) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FilterToken.ProtoReflect.Descriptor instead.
+func (*FilterToken) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *FilterToken) GetTokenId() uint64 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *FilterToken) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *FilterToken) GetDenyOnly() []string {
+	if x != nil {
+		return x.DenyOnly
+	}
+	return nil
+}
+
+func (x *FilterToken) GetDeletePrivileges() []uint32 {
+	if x != nil {
+		return x.DeletePrivileges
+	}
+	return nil
+}
+
+func (x *FilterToken) GetRestrict() []string {
+	if x != nil {
+		return x.Restrict
+	}
+	return nil
+}
+
+type AdjustPrivileges struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TokenId       uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	DisableAll    bool                   `protobuf:"varint,2,opt,name=disable_all,json=disableAll,proto3" json:"disable_all,omitempty"`
+	Privileges    []*Privilege           `protobuf:"bytes,3,rep,name=privileges,proto3" json:"privileges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustPrivileges) Reset() {
+	*x = AdjustPrivileges{}
+	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustPrivileges) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustPrivileges) ProtoMessage() {}
+
+func (x *AdjustPrivileges) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustPrivileges.ProtoReflect.Descriptor instead.
+func (*AdjustPrivileges) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *AdjustPrivileges) GetTokenId() uint64 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *AdjustPrivileges) GetDisableAll() bool {
+	if x != nil {
+		return x.DisableAll
+	}
+	return false
+}
+
+func (x *AdjustPrivileges) GetPrivileges() []*Privilege {
+	if x != nil {
+		return x.Privileges
+	}
+	return nil
+}
+
+type AdjustGroups struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TokenId       uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Reset_        bool                   `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
+	Groups        []*Group               `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustGroups) Reset() {
+	*x = AdjustGroups{}
+	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustGroups) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustGroups) ProtoMessage() {}
+
+func (x *AdjustGroups) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustGroups.ProtoReflect.Descriptor instead.
+func (*AdjustGroups) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *AdjustGroups) GetTokenId() uint64 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *AdjustGroups) GetReset_() bool {
+	if x != nil {
+		return x.Reset_
+	}
+	return false
+}
+
+func (x *AdjustGroups) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// Adjusted is a token after an adjustment, and what was changed as it was before.
+type Adjusted struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Token          *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	NotAllAssigned bool                   `protobuf:"varint,2,opt,name=not_all_assigned,json=notAllAssigned,proto3" json:"not_all_assigned,omitempty"`
+	Privileges     []*Privilege           `protobuf:"bytes,3,rep,name=privileges,proto3" json:"privileges,omitempty"`
+	Groups         []*Group               `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Adjusted) Reset() {
+	*x = Adjusted{}
+	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Adjusted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Adjusted) ProtoMessage() {}
+
+func (x *Adjusted) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Adjusted.ProtoReflect.Descriptor instead.
+func (*Adjusted) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Adjusted) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *Adjusted) GetNotAllAssigned() bool {
+	if x != nil {
+		return x.NotAllAssigned
+	}
+	return false
+}
+
+func (x *Adjusted) GetPrivileges() []*Privilege {
+	if x != nil {
+		return x.Privileges
+	}
+	return nil
+}
+
+func (x *Adjusted) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// SetToken changes those fields that are set.
+type SetToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TokenId       uint64                 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	SessionId     *uint32                `protobuf:"varint,2,opt,name=session_id,json=sessionId,proto3,oneof" json:"session_id,omitempty"`
+	DefaultDacl   *string                `protobuf:"bytes,3,opt,name=default_dacl,json=defaultDacl,proto3,oneof" json:"default_dacl,omitempty"` // SDDL of a descriptor that has only this DACL; empty: none
+	Owner         *string                `protobuf:"bytes,4,opt,name=owner,proto3,oneof" json:"owner,omitempty"`
+	PrimaryGroup  *string                `protobuf:"bytes,5,opt,name=primary_group,json=primaryGroup,proto3,oneof" json:"primary_group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetToken) Reset() {
+	*x = SetToken{}
+	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetToken) ProtoMessage() {}
+
+func (x *SetToken) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetToken.ProtoReflect.Descriptor instead.
+func (*SetToken) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *SetToken) GetTokenId() uint64 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *SetToken) GetSessionId() uint32 {
+	if x != nil && x.SessionId != nil {
+		return *x.SessionId
+	}
+	return 0
+}
+
+func (x *SetToken) GetDefaultDacl() string {
+	if x != nil && x.DefaultDacl != nil {
+		return *x.DefaultDacl
+	}
+	return ""
+}
+
+func (x *SetToken) GetOwner() string {
+	if x != nil && x.Owner != nil {
+		return *x.Owner
+	}
+	return ""
+}
+
+func (x *SetToken) GetPrimaryGroup() string {
+	if x != nil && x.PrimaryGroup != nil {
+		return *x.PrimaryGroup
+	}
+	return ""
+}
+
 type NewLogonSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3176,7 +4054,7 @@ type NewLogonSession struct {
 
 func (x *NewLogonSession) Reset() {
 	*x = NewLogonSession{}
-	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	mi := &file_proto_corepb_core_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +4066,7 @@ func (x *NewLogonSession) String() string {
 func (*NewLogonSession) ProtoMessage() {}
 
 func (x *NewLogonSession) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	mi := &file_proto_corepb_core_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +4079,7 @@ func (x *NewLogonSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewLogonSession.ProtoReflect.Descriptor instead.
 func (*NewLogonSession) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{38}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{48}
 }
 
 type LUID struct {
@@ -3213,7 +4091,7 @@ type LUID struct {
 
 func (x *LUID) Reset() {
 	*x = LUID{}
-	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	mi := &file_proto_corepb_core_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +4103,7 @@ func (x *LUID) String() string {
 func (*LUID) ProtoMessage() {}
 
 func (x *LUID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	mi := &file_proto_corepb_core_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +4116,7 @@ func (x *LUID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LUID.ProtoReflect.Descriptor instead.
 func (*LUID) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{39}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LUID) GetLuid() uint64 {
@@ -3257,7 +4135,7 @@ type EndLogonSession struct {
 
 func (x *EndLogonSession) Reset() {
 	*x = EndLogonSession{}
-	mi := &file_proto_corepb_core_proto_msgTypes[40]
+	mi := &file_proto_corepb_core_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3269,7 +4147,7 @@ func (x *EndLogonSession) String() string {
 func (*EndLogonSession) ProtoMessage() {}
 
 func (x *EndLogonSession) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[40]
+	mi := &file_proto_corepb_core_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3282,7 +4160,7 @@ func (x *EndLogonSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLogonSession.ProtoReflect.Descriptor instead.
 func (*EndLogonSession) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{40}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EndLogonSession) GetAuthenticationId() uint64 {
@@ -3300,7 +4178,7 @@ type RegisterSpawner struct {
 
 func (x *RegisterSpawner) Reset() {
 	*x = RegisterSpawner{}
-	mi := &file_proto_corepb_core_proto_msgTypes[41]
+	mi := &file_proto_corepb_core_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +4190,7 @@ func (x *RegisterSpawner) String() string {
 func (*RegisterSpawner) ProtoMessage() {}
 
 func (x *RegisterSpawner) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[41]
+	mi := &file_proto_corepb_core_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +4203,7 @@ func (x *RegisterSpawner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterSpawner.ProtoReflect.Descriptor instead.
 func (*RegisterSpawner) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{41}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{51}
 }
 
 type AssignToken struct {
@@ -3337,7 +4215,7 @@ type AssignToken struct {
 
 func (x *AssignToken) Reset() {
 	*x = AssignToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	mi := &file_proto_corepb_core_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +4227,7 @@ func (x *AssignToken) String() string {
 func (*AssignToken) ProtoMessage() {}
 
 func (x *AssignToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	mi := &file_proto_corepb_core_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +4240,7 @@ func (x *AssignToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignToken.ProtoReflect.Descriptor instead.
 func (*AssignToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{42}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AssignToken) GetTokenId() uint64 {
@@ -3380,7 +4258,7 @@ type Disown struct {
 
 func (x *Disown) Reset() {
 	*x = Disown{}
-	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	mi := &file_proto_corepb_core_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3392,7 +4270,7 @@ func (x *Disown) String() string {
 func (*Disown) ProtoMessage() {}
 
 func (x *Disown) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	mi := &file_proto_corepb_core_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3405,7 +4283,7 @@ func (x *Disown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disown.ProtoReflect.Descriptor instead.
 func (*Disown) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{43}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{53}
 }
 
 // Denial is one refusal, as the core logs it.
@@ -3431,7 +4309,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	mi := &file_proto_corepb_core_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +4321,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	mi := &file_proto_corepb_core_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +4334,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{44}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Denial) GetDecision() uint64 {
@@ -3570,7 +4448,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	mi := &file_proto_corepb_core_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3582,7 +4460,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	mi := &file_proto_corepb_core_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +4473,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{45}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Decision) GetDecision() uint64 {
@@ -3642,7 +4520,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	mi := &file_proto_corepb_core_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +4532,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	mi := &file_proto_corepb_core_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +4545,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{46}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Explain) GetDecision() uint64 {
@@ -3691,7 +4569,7 @@ type Evaluate struct {
 
 func (x *Evaluate) Reset() {
 	*x = Evaluate{}
-	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	mi := &file_proto_corepb_core_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +4581,7 @@ func (x *Evaluate) String() string {
 func (*Evaluate) ProtoMessage() {}
 
 func (x *Evaluate) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	mi := &file_proto_corepb_core_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +4594,7 @@ func (x *Evaluate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluate.ProtoReflect.Descriptor instead.
 func (*Evaluate) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{47}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Evaluate) GetName() string {
@@ -3766,7 +4644,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_proto_corepb_core_proto_msgTypes[48]
+	mi := &file_proto_corepb_core_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3778,7 +4656,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[48]
+	mi := &file_proto_corepb_core_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3791,7 +4669,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{48}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *List) GetKind() Kind {
@@ -3829,7 +4707,7 @@ type Page struct {
 
 func (x *Page) Reset() {
 	*x = Page{}
-	mi := &file_proto_corepb_core_proto_msgTypes[49]
+	mi := &file_proto_corepb_core_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3841,7 +4719,7 @@ func (x *Page) String() string {
 func (*Page) ProtoMessage() {}
 
 func (x *Page) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[49]
+	mi := &file_proto_corepb_core_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3854,7 +4732,7 @@ func (x *Page) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Page.ProtoReflect.Descriptor instead.
 func (*Page) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{49}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Page) GetObjects() []*Object {
@@ -3917,7 +4795,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_proto_corepb_core_proto_msgTypes[50]
+	mi := &file_proto_corepb_core_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3929,7 +4807,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[50]
+	mi := &file_proto_corepb_core_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3942,7 +4820,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{50}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Object) GetName() string {
@@ -4037,7 +4915,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_proto_corepb_core_proto_msgTypes[51]
+	mi := &file_proto_corepb_core_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4049,7 +4927,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[51]
+	mi := &file_proto_corepb_core_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4062,7 +4940,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{51}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Connection) GetId() uint64 {
@@ -4177,7 +5055,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_proto_corepb_core_proto_msgTypes[52]
+	mi := &file_proto_corepb_core_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4189,7 +5067,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[52]
+	mi := &file_proto_corepb_core_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4202,7 +5080,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{52}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Attachment) GetIdentity() *Identity {
@@ -4258,7 +5136,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_proto_corepb_core_proto_msgTypes[53]
+	mi := &file_proto_corepb_core_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4270,7 +5148,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[53]
+	mi := &file_proto_corepb_core_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4283,7 +5161,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{53}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TokenInfo) GetToken() *Token {
@@ -4316,7 +5194,7 @@ type QueryCharges struct {
 
 func (x *QueryCharges) Reset() {
 	*x = QueryCharges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[54]
+	mi := &file_proto_corepb_core_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4328,7 +5206,7 @@ func (x *QueryCharges) String() string {
 func (*QueryCharges) ProtoMessage() {}
 
 func (x *QueryCharges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[54]
+	mi := &file_proto_corepb_core_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4341,7 +5219,7 @@ func (x *QueryCharges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryCharges.ProtoReflect.Descriptor instead.
 func (*QueryCharges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{54}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *QueryCharges) GetAll() bool {
@@ -4362,7 +5240,7 @@ type Charge struct {
 
 func (x *Charge) Reset() {
 	*x = Charge{}
-	mi := &file_proto_corepb_core_proto_msgTypes[55]
+	mi := &file_proto_corepb_core_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4374,7 +5252,7 @@ func (x *Charge) String() string {
 func (*Charge) ProtoMessage() {}
 
 func (x *Charge) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[55]
+	mi := &file_proto_corepb_core_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4387,7 +5265,7 @@ func (x *Charge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charge.ProtoReflect.Descriptor instead.
 func (*Charge) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{55}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Charge) GetResource() string {
@@ -4421,7 +5299,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_proto_corepb_core_proto_msgTypes[56]
+	mi := &file_proto_corepb_core_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +5311,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[56]
+	mi := &file_proto_corepb_core_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +5324,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{56}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Account) GetUid() uint32 {
@@ -4472,7 +5350,7 @@ type Charges struct {
 
 func (x *Charges) Reset() {
 	*x = Charges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[57]
+	mi := &file_proto_corepb_core_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4484,7 +5362,7 @@ func (x *Charges) String() string {
 func (*Charges) ProtoMessage() {}
 
 func (x *Charges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[57]
+	mi := &file_proto_corepb_core_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4497,7 +5375,7 @@ func (x *Charges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charges.ProtoReflect.Descriptor instead.
 func (*Charges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{57}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Charges) GetAccounts() []*Account {
@@ -4511,7 +5389,7 @@ var File_proto_corepb_core_proto protoreflect.FileDescriptor
 
 const file_proto_corepb_core_proto_rawDesc = "" +
 	"\n" +
-	"\x17proto/corepb/core.proto\x12\x0esallyport.core\"\x90\x0e\n" +
+	"\x17proto/corepb/core.proto\x12\x0esallyport.core\"\x9f\x12\n" +
 	"\x06ToCore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
 	"\x05hello\x18\x02 \x01(\v2\x15.sallyport.core.HelloH\x00R\x05hello\x120\n" +
@@ -4545,12 +5423,20 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\aexplain\x18\x1a \x01(\v2\x17.sallyport.core.ExplainH\x00R\aexplain\x126\n" +
 	"\bevaluate\x18\x1b \x01(\v2\x18.sallyport.core.EvaluateH\x00R\bevaluate\x12*\n" +
 	"\x04list\x18\x1c \x01(\v2\x14.sallyport.core.ListH\x00R\x04list\x12C\n" +
-	"\rquery_charges\x18\x1d \x01(\v2\x1c.sallyport.core.QueryChargesH\x00R\fqueryChargesB\t\n" +
+	"\rquery_charges\x18\x1d \x01(\v2\x1c.sallyport.core.QueryChargesH\x00R\fqueryCharges\x12:\n" +
+	"\n" +
+	"open_token\x18\x1e \x01(\v2\x19.sallyport.core.OpenTokenH\x00R\topenToken\x12@\n" +
+	"\ffilter_token\x18\x1f \x01(\v2\x1b.sallyport.core.FilterTokenH\x00R\vfilterToken\x12O\n" +
+	"\x11adjust_privileges\x18  \x01(\v2 .sallyport.core.AdjustPrivilegesH\x00R\x10adjustPrivileges\x12C\n" +
+	"\radjust_groups\x18! \x01(\v2\x1c.sallyport.core.AdjustGroupsH\x00R\fadjustGroups\x127\n" +
+	"\tset_token\x18\" \x01(\v2\x18.sallyport.core.SetTokenH\x00R\bsetToken\x12_\n" +
+	"\x17create_security_context\x18# \x01(\v2%.sallyport.core.CreateSecurityContextH\x00R\x15createSecurityContext\x12_\n" +
+	"\x17delete_security_context\x18$ \x01(\v2%.sallyport.core.DeleteSecurityContextH\x00R\x15deleteSecurityContextB\t\n" +
 	"\arequest\"t\n" +
 	"\bFromCore\x12-\n" +
 	"\x05reply\x18\x01 \x01(\v2\x15.sallyport.core.ReplyH\x00R\x05reply\x120\n" +
 	"\x06notice\x18\x02 \x01(\v2\x16.sallyport.core.NoticeH\x00R\x06noticeB\a\n" +
-	"\x05frame\"\x87\x05\n" +
+	"\x05frame\"\x8d\x06\n" +
 	"\x05Reply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\afailure\x18\x02 \x01(\v2\x17.sallyport.core.FailureR\afailure\x122\n" +
@@ -4565,7 +5451,9 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	" \x01(\v2\x16.sallyport.core.DenialH\x00R\x06denial\x12*\n" +
 	"\x04page\x18\v \x01(\v2\x14.sallyport.core.PageH\x00R\x04page\x123\n" +
 	"\acharges\x18\f \x01(\v2\x17.sallyport.core.ChargesH\x00R\acharges\x121\n" +
-	"\asection\x18\r \x01(\v2\x15.sallyport.core.EmptyH\x00R\asectionB\x06\n" +
+	"\asection\x18\r \x01(\v2\x15.sallyport.core.EmptyH\x00R\asection\x126\n" +
+	"\badjusted\x18\x0e \x01(\v2\x18.sallyport.core.AdjustedH\x00R\badjusted\x12L\n" +
+	"\x10security_context\x18\x0f \x01(\v2\x1f.sallyport.core.SecurityContextH\x00R\x0fsecurityContextB\x06\n" +
 	"\x04body\"\a\n" +
 	"\x05Empty\"\xa3\x01\n" +
 	"\aFailure\x12\x16\n" +
@@ -4575,7 +5463,7 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\x04text\x18\x04 \x01(\tR\x04text\x12\x14\n" +
 	"\x05right\x18\x05 \x01(\tR\x05right\x12\x1a\n" +
 	"\bdecision\x18\x06 \x01(\x04R\bdecision\x12\x12\n" +
-	"\x04data\x18\a \x01(\fR\x04data\"\xd4\x03\n" +
+	"\x04data\x18\a \x01(\fR\x04data\"\xda\x04\n" +
 	"\x06Notice\x12I\n" +
 	"\x0fconnect_request\x18\x01 \x01(\v2\x1e.sallyport.core.ConnectRequestH\x00R\x0econnectRequest\x12O\n" +
 	"\x11connect_cancelled\x18\x02 \x01(\v2 .sallyport.core.ConnectCancelledH\x00R\x10connectCancelled\x12O\n" +
@@ -4584,7 +5472,9 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\n" +
 	"activation\x18\x05 \x01(\v2\x1a.sallyport.core.ActivationH\x00R\n" +
 	"activation\x12L\n" +
-	"\x10unassigned_child\x18\x06 \x01(\v2\x1f.sallyport.core.UnassignedChildH\x00R\x0funassignedChildB\x06\n" +
+	"\x10unassigned_child\x18\x06 \x01(\v2\x1f.sallyport.core.UnassignedChildH\x00R\x0funassignedChild\x12F\n" +
+	"\x0esender_changed\x18\a \x01(\v2\x1d.sallyport.core.SenderChangedH\x00R\rsenderChanged\x12<\n" +
+	"\rtoken_changed\x18\b \x01(\v2\x15.sallyport.core.TokenH\x00R\ftokenChangedB\x06\n" +
 	"\x04body\"!\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"|\n" +
@@ -4629,7 +5519,7 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\x02 \x01(\v2\x1e.sallyport.core.PortAttributesR\n" +
 	"attributes\x12\x16\n" +
-	"\x06server\x18\x03 \x01(\tR\x06server\"\xfa\x01\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\"\xbb\x02\n" +
 	"\aConnect\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12'\n" +
@@ -4639,7 +5529,10 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\x12max_message_length\x18\x06 \x01(\rR\x10maxMessageLength\x12\x1d\n" +
 	"\n" +
 	"timeout_ns\x18\a \x01(\x03R\ttimeoutNs\x12\x18\n" +
-	"\asection\x18\b \x01(\bR\asection\")\n" +
+	"\asection\x18\b \x01(\bR\asection\x12\x18\n" +
+	"\adynamic\x18\t \x01(\bR\adynamic\x12%\n" +
+	"\x0eeffective_only\x18\n" +
+	" \x01(\bR\reffectiveOnly\")\n" +
 	"\rCancelConnect\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\"\xe6\x01\n" +
 	"\fConnectReply\x12\x1e\n" +
@@ -4651,7 +5544,7 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\vmax_pending\x18\x04 \x01(\rR\n" +
 	"maxPending\x120\n" +
 	"\x06server\x18\x05 \x01(\v2\x18.sallyport.core.IdentityR\x06server\x12!\n" +
-	"\fhandle_types\x18\x06 \x01(\rR\vhandleTypes\"\xdc\x02\n" +
+	"\fhandle_types\x18\x06 \x01(\rR\vhandleTypes\"\xfc\x02\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
 	"connection\x18\x01 \x01(\x04R\n" +
@@ -4667,7 +5560,34 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\x04line\x18\t \x01(\rR\x04line\x12\x1a\n" +
 	"\baccepted\x18\n" +
 	" \x01(\bR\baccepted\x12\x18\n" +
-	"\asection\x18\v \x01(\bR\asection\"2\n" +
+	"\asection\x18\v \x01(\bR\asection\x12\x1e\n" +
+	"\n" +
+	"generation\x18\f \x01(\x04R\n" +
+	"generation\"\xa9\x01\n" +
+	"\x15CreateSecurityContext\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\x04R\n" +
+	"connection\x12\x19\n" +
+	"\btoken_id\x18\x02 \x01(\x04R\atokenId\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\x12\x18\n" +
+	"\adynamic\x18\x04 \x01(\bR\adynamic\x12%\n" +
+	"\x0eeffective_only\x18\x05 \x01(\bR\reffectiveOnly\"A\n" +
+	"\x0fSecurityContext\x12\x18\n" +
+	"\acontext\x18\x01 \x01(\rR\acontext\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\rR\x05level\"Q\n" +
+	"\x15DeleteSecurityContext\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\x04R\n" +
+	"connection\x12\x18\n" +
+	"\acontext\x18\x02 \x01(\rR\acontext\"\xb0\x01\n" +
+	"\rSenderChanged\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12+\n" +
+	"\x05token\x18\x02 \x01(\v2\x15.sallyport.core.TokenR\x05token\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\x12 \n" +
+	"\vconnections\x18\x04 \x03(\x04R\vconnections\x12\x1a\n" +
+	"\bcontexts\x18\x05 \x03(\rR\bcontexts\"2\n" +
 	"\x10ConnectCancelled\x12\x1e\n" +
 	"\n" +
 	"connection\x18\x01 \x01(\x04R\n" +
@@ -4759,7 +5679,7 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"expiration\x18\x13 \x01(\x03R\n" +
 	"expiration\":\n" +
 	"\vCreateToken\x12+\n" +
-	"\x05token\x18\x01 \x01(\v2\x15.sallyport.core.TokenR\x05token\"\xeb\x01\n" +
+	"\x05token\x18\x01 \x01(\v2\x15.sallyport.core.TokenR\x05token\"\xb9\x02\n" +
 	"\x0eDuplicateToken\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
@@ -4769,15 +5689,56 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\vset_session\x18\x05 \x01(\bR\n" +
 	"setSession\x12'\n" +
 	"\x0fkeep_privileges\x18\x06 \x03(\rR\x0ekeepPrivileges\x12+\n" +
-	"\x11filter_privileges\x18\a \x01(\bR\x10filterPrivileges\"%\n" +
+	"\x11filter_privileges\x18\a \x01(\bR\x10filterPrivileges\x12%\n" +
+	"\x0eeffective_only\x18\b \x01(\bR\reffectiveOnly\x12%\n" +
+	"\x0edesired_access\x18\t \x01(\rR\rdesiredAccess\"%\n" +
 	"\bTokenRef\x12\x19\n" +
-	"\btoken_id\x18\x01 \x01(\x04R\atokenId\"G\n" +
+	"\btoken_id\x18\x01 \x01(\x04R\atokenId\"n\n" +
 	"\n" +
 	"GrantToken\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12\x1e\n" +
 	"\n" +
 	"attachment\x18\x02 \x01(\x04R\n" +
-	"attachment\"\x11\n" +
+	"attachment\x12%\n" +
+	"\x0edesired_access\x18\x03 \x01(\rR\rdesiredAccess\"M\n" +
+	"\tOpenToken\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12%\n" +
+	"\x0edesired_access\x18\x02 \x01(\rR\rdesiredAccess\"\xa4\x01\n" +
+	"\vFilterToken\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12\x14\n" +
+	"\x05flags\x18\x02 \x01(\rR\x05flags\x12\x1b\n" +
+	"\tdeny_only\x18\x03 \x03(\tR\bdenyOnly\x12+\n" +
+	"\x11delete_privileges\x18\x04 \x03(\rR\x10deletePrivileges\x12\x1a\n" +
+	"\brestrict\x18\x05 \x03(\tR\brestrict\"\x89\x01\n" +
+	"\x10AdjustPrivileges\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12\x1f\n" +
+	"\vdisable_all\x18\x02 \x01(\bR\n" +
+	"disableAll\x129\n" +
+	"\n" +
+	"privileges\x18\x03 \x03(\v2\x19.sallyport.core.PrivilegeR\n" +
+	"privileges\"n\n" +
+	"\fAdjustGroups\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12\x14\n" +
+	"\x05reset\x18\x02 \x01(\bR\x05reset\x12-\n" +
+	"\x06groups\x18\x03 \x03(\v2\x15.sallyport.core.GroupR\x06groups\"\xcb\x01\n" +
+	"\bAdjusted\x12+\n" +
+	"\x05token\x18\x01 \x01(\v2\x15.sallyport.core.TokenR\x05token\x12(\n" +
+	"\x10not_all_assigned\x18\x02 \x01(\bR\x0enotAllAssigned\x129\n" +
+	"\n" +
+	"privileges\x18\x03 \x03(\v2\x19.sallyport.core.PrivilegeR\n" +
+	"privileges\x12-\n" +
+	"\x06groups\x18\x04 \x03(\v2\x15.sallyport.core.GroupR\x06groups\"\xf2\x01\n" +
+	"\bSetToken\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12\"\n" +
+	"\n" +
+	"session_id\x18\x02 \x01(\rH\x00R\tsessionId\x88\x01\x01\x12&\n" +
+	"\fdefault_dacl\x18\x03 \x01(\tH\x01R\vdefaultDacl\x88\x01\x01\x12\x19\n" +
+	"\x05owner\x18\x04 \x01(\tH\x02R\x05owner\x88\x01\x01\x12(\n" +
+	"\rprimary_group\x18\x05 \x01(\tH\x03R\fprimaryGroup\x88\x01\x01B\r\n" +
+	"\v_session_idB\x0f\n" +
+	"\r_default_daclB\b\n" +
+	"\x06_ownerB\x10\n" +
+	"\x0e_primary_group\"\x11\n" +
 	"\x0fNewLogonSession\"\x1a\n" +
 	"\x04LUID\x12\x12\n" +
 	"\x04luid\x18\x01 \x01(\x04R\x04luid\">\n" +
@@ -4913,67 +5874,77 @@ func file_proto_corepb_core_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_corepb_core_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_corepb_core_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_proto_corepb_core_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_proto_corepb_core_proto_goTypes = []any{
-	(Kind)(0),                  // 0: sallyport.core.Kind
-	(*ToCore)(nil),             // 1: sallyport.core.ToCore
-	(*FromCore)(nil),           // 2: sallyport.core.FromCore
-	(*Reply)(nil),              // 3: sallyport.core.Reply
-	(*Empty)(nil),              // 4: sallyport.core.Empty
-	(*Failure)(nil),            // 5: sallyport.core.Failure
-	(*Notice)(nil),             // 6: sallyport.core.Notice
-	(*Hello)(nil),              // 7: sallyport.core.Hello
-	(*HelloReply)(nil),         // 8: sallyport.core.HelloReply
-	(*Identity)(nil),           // 9: sallyport.core.Identity
-	(*PortAttributes)(nil),     // 10: sallyport.core.PortAttributes
-	(*Listen)(nil),             // 11: sallyport.core.Listen
-	(*ListenReply)(nil),        // 12: sallyport.core.ListenReply
-	(*CloseListener)(nil),      // 13: sallyport.core.CloseListener
-	(*Declare)(nil),            // 14: sallyport.core.Declare
-	(*Connect)(nil),            // 15: sallyport.core.Connect
-	(*CancelConnect)(nil),      // 16: sallyport.core.CancelConnect
-	(*ConnectReply)(nil),       // 17: sallyport.core.ConnectReply
-	(*ConnectRequest)(nil),     // 18: sallyport.core.ConnectRequest
-	(*ConnectCancelled)(nil),   // 19: sallyport.core.ConnectCancelled
-	(*Accept)(nil),             // 20: sallyport.core.Accept
-	(*AcceptReply)(nil),        // 21: sallyport.core.AcceptReply
-	(*Refuse)(nil),             // 22: sallyport.core.Refuse
-	(*CloseConnection)(nil),    // 23: sallyport.core.CloseConnection
-	(*ConnectionClosed)(nil),   // 24: sallyport.core.ConnectionClosed
-	(*OfferSection)(nil),       // 25: sallyport.core.OfferSection
-	(*SectionOffered)(nil),     // 26: sallyport.core.SectionOffered
-	(*Activation)(nil),         // 27: sallyport.core.Activation
-	(*UnassignedChild)(nil),    // 28: sallyport.core.UnassignedChild
-	(*CreateDirectory)(nil),    // 29: sallyport.core.CreateDirectory
-	(*CreateSymbolicLink)(nil), // 30: sallyport.core.CreateSymbolicLink
-	(*Remove)(nil),             // 31: sallyport.core.Remove
-	(*Group)(nil),              // 32: sallyport.core.Group
-	(*Privilege)(nil),          // 33: sallyport.core.Privilege
-	(*Token)(nil),              // 34: sallyport.core.Token
-	(*CreateToken)(nil),        // 35: sallyport.core.CreateToken
-	(*DuplicateToken)(nil),     // 36: sallyport.core.DuplicateToken
-	(*TokenRef)(nil),           // 37: sallyport.core.TokenRef
-	(*GrantToken)(nil),         // 38: sallyport.core.GrantToken
-	(*NewLogonSession)(nil),    // 39: sallyport.core.NewLogonSession
-	(*LUID)(nil),               // 40: sallyport.core.LUID
-	(*EndLogonSession)(nil),    // 41: sallyport.core.EndLogonSession
-	(*RegisterSpawner)(nil),    // 42: sallyport.core.RegisterSpawner
-	(*AssignToken)(nil),        // 43: sallyport.core.AssignToken
-	(*Disown)(nil),             // 44: sallyport.core.Disown
-	(*Denial)(nil),             // 45: sallyport.core.Denial
-	(*Decision)(nil),           // 46: sallyport.core.Decision
-	(*Explain)(nil),            // 47: sallyport.core.Explain
-	(*Evaluate)(nil),           // 48: sallyport.core.Evaluate
-	(*List)(nil),               // 49: sallyport.core.List
-	(*Page)(nil),               // 50: sallyport.core.Page
-	(*Object)(nil),             // 51: sallyport.core.Object
-	(*Connection)(nil),         // 52: sallyport.core.Connection
-	(*Attachment)(nil),         // 53: sallyport.core.Attachment
-	(*TokenInfo)(nil),          // 54: sallyport.core.TokenInfo
-	(*QueryCharges)(nil),       // 55: sallyport.core.QueryCharges
-	(*Charge)(nil),             // 56: sallyport.core.Charge
-	(*Account)(nil),            // 57: sallyport.core.Account
-	(*Charges)(nil),            // 58: sallyport.core.Charges
+	(Kind)(0),                     // 0: sallyport.core.Kind
+	(*ToCore)(nil),                // 1: sallyport.core.ToCore
+	(*FromCore)(nil),              // 2: sallyport.core.FromCore
+	(*Reply)(nil),                 // 3: sallyport.core.Reply
+	(*Empty)(nil),                 // 4: sallyport.core.Empty
+	(*Failure)(nil),               // 5: sallyport.core.Failure
+	(*Notice)(nil),                // 6: sallyport.core.Notice
+	(*Hello)(nil),                 // 7: sallyport.core.Hello
+	(*HelloReply)(nil),            // 8: sallyport.core.HelloReply
+	(*Identity)(nil),              // 9: sallyport.core.Identity
+	(*PortAttributes)(nil),        // 10: sallyport.core.PortAttributes
+	(*Listen)(nil),                // 11: sallyport.core.Listen
+	(*ListenReply)(nil),           // 12: sallyport.core.ListenReply
+	(*CloseListener)(nil),         // 13: sallyport.core.CloseListener
+	(*Declare)(nil),               // 14: sallyport.core.Declare
+	(*Connect)(nil),               // 15: sallyport.core.Connect
+	(*CancelConnect)(nil),         // 16: sallyport.core.CancelConnect
+	(*ConnectReply)(nil),          // 17: sallyport.core.ConnectReply
+	(*ConnectRequest)(nil),        // 18: sallyport.core.ConnectRequest
+	(*CreateSecurityContext)(nil), // 19: sallyport.core.CreateSecurityContext
+	(*SecurityContext)(nil),       // 20: sallyport.core.SecurityContext
+	(*DeleteSecurityContext)(nil), // 21: sallyport.core.DeleteSecurityContext
+	(*SenderChanged)(nil),         // 22: sallyport.core.SenderChanged
+	(*ConnectCancelled)(nil),      // 23: sallyport.core.ConnectCancelled
+	(*Accept)(nil),                // 24: sallyport.core.Accept
+	(*AcceptReply)(nil),           // 25: sallyport.core.AcceptReply
+	(*Refuse)(nil),                // 26: sallyport.core.Refuse
+	(*CloseConnection)(nil),       // 27: sallyport.core.CloseConnection
+	(*ConnectionClosed)(nil),      // 28: sallyport.core.ConnectionClosed
+	(*OfferSection)(nil),          // 29: sallyport.core.OfferSection
+	(*SectionOffered)(nil),        // 30: sallyport.core.SectionOffered
+	(*Activation)(nil),            // 31: sallyport.core.Activation
+	(*UnassignedChild)(nil),       // 32: sallyport.core.UnassignedChild
+	(*CreateDirectory)(nil),       // 33: sallyport.core.CreateDirectory
+	(*CreateSymbolicLink)(nil),    // 34: sallyport.core.CreateSymbolicLink
+	(*Remove)(nil),                // 35: sallyport.core.Remove
+	(*Group)(nil),                 // 36: sallyport.core.Group
+	(*Privilege)(nil),             // 37: sallyport.core.Privilege
+	(*Token)(nil),                 // 38: sallyport.core.Token
+	(*CreateToken)(nil),           // 39: sallyport.core.CreateToken
+	(*DuplicateToken)(nil),        // 40: sallyport.core.DuplicateToken
+	(*TokenRef)(nil),              // 41: sallyport.core.TokenRef
+	(*GrantToken)(nil),            // 42: sallyport.core.GrantToken
+	(*OpenToken)(nil),             // 43: sallyport.core.OpenToken
+	(*FilterToken)(nil),           // 44: sallyport.core.FilterToken
+	(*AdjustPrivileges)(nil),      // 45: sallyport.core.AdjustPrivileges
+	(*AdjustGroups)(nil),          // 46: sallyport.core.AdjustGroups
+	(*Adjusted)(nil),              // 47: sallyport.core.Adjusted
+	(*SetToken)(nil),              // 48: sallyport.core.SetToken
+	(*NewLogonSession)(nil),       // 49: sallyport.core.NewLogonSession
+	(*LUID)(nil),                  // 50: sallyport.core.LUID
+	(*EndLogonSession)(nil),       // 51: sallyport.core.EndLogonSession
+	(*RegisterSpawner)(nil),       // 52: sallyport.core.RegisterSpawner
+	(*AssignToken)(nil),           // 53: sallyport.core.AssignToken
+	(*Disown)(nil),                // 54: sallyport.core.Disown
+	(*Denial)(nil),                // 55: sallyport.core.Denial
+	(*Decision)(nil),              // 56: sallyport.core.Decision
+	(*Explain)(nil),               // 57: sallyport.core.Explain
+	(*Evaluate)(nil),              // 58: sallyport.core.Evaluate
+	(*List)(nil),                  // 59: sallyport.core.List
+	(*Page)(nil),                  // 60: sallyport.core.Page
+	(*Object)(nil),                // 61: sallyport.core.Object
+	(*Connection)(nil),            // 62: sallyport.core.Connection
+	(*Attachment)(nil),            // 63: sallyport.core.Attachment
+	(*TokenInfo)(nil),             // 64: sallyport.core.TokenInfo
+	(*QueryCharges)(nil),          // 65: sallyport.core.QueryCharges
+	(*Charge)(nil),                // 66: sallyport.core.Charge
+	(*Account)(nil),               // 67: sallyport.core.Account
+	(*Charges)(nil),               // 68: sallyport.core.Charges
 }
 var file_proto_corepb_core_proto_depIdxs = []int32{
 	7,  // 0: sallyport.core.ToCore.hello:type_name -> sallyport.core.Hello
@@ -4982,77 +5953,94 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	14, // 3: sallyport.core.ToCore.declare:type_name -> sallyport.core.Declare
 	15, // 4: sallyport.core.ToCore.connect:type_name -> sallyport.core.Connect
 	16, // 5: sallyport.core.ToCore.cancel_connect:type_name -> sallyport.core.CancelConnect
-	20, // 6: sallyport.core.ToCore.accept:type_name -> sallyport.core.Accept
-	22, // 7: sallyport.core.ToCore.refuse:type_name -> sallyport.core.Refuse
-	23, // 8: sallyport.core.ToCore.close_connection:type_name -> sallyport.core.CloseConnection
-	25, // 9: sallyport.core.ToCore.offer_section:type_name -> sallyport.core.OfferSection
-	29, // 10: sallyport.core.ToCore.create_directory:type_name -> sallyport.core.CreateDirectory
-	30, // 11: sallyport.core.ToCore.create_symbolic_link:type_name -> sallyport.core.CreateSymbolicLink
-	31, // 12: sallyport.core.ToCore.remove:type_name -> sallyport.core.Remove
-	35, // 13: sallyport.core.ToCore.create_token:type_name -> sallyport.core.CreateToken
-	36, // 14: sallyport.core.ToCore.duplicate_token:type_name -> sallyport.core.DuplicateToken
-	37, // 15: sallyport.core.ToCore.query_token:type_name -> sallyport.core.TokenRef
-	37, // 16: sallyport.core.ToCore.close_token:type_name -> sallyport.core.TokenRef
-	38, // 17: sallyport.core.ToCore.grant_token:type_name -> sallyport.core.GrantToken
-	39, // 18: sallyport.core.ToCore.new_logon_session:type_name -> sallyport.core.NewLogonSession
-	41, // 19: sallyport.core.ToCore.end_logon_session:type_name -> sallyport.core.EndLogonSession
-	42, // 20: sallyport.core.ToCore.register_spawner:type_name -> sallyport.core.RegisterSpawner
-	43, // 21: sallyport.core.ToCore.assign_token:type_name -> sallyport.core.AssignToken
-	44, // 22: sallyport.core.ToCore.disown:type_name -> sallyport.core.Disown
-	45, // 23: sallyport.core.ToCore.report_denial:type_name -> sallyport.core.Denial
-	47, // 24: sallyport.core.ToCore.explain:type_name -> sallyport.core.Explain
-	48, // 25: sallyport.core.ToCore.evaluate:type_name -> sallyport.core.Evaluate
-	49, // 26: sallyport.core.ToCore.list:type_name -> sallyport.core.List
-	55, // 27: sallyport.core.ToCore.query_charges:type_name -> sallyport.core.QueryCharges
-	3,  // 28: sallyport.core.FromCore.reply:type_name -> sallyport.core.Reply
-	6,  // 29: sallyport.core.FromCore.notice:type_name -> sallyport.core.Notice
-	5,  // 30: sallyport.core.Reply.failure:type_name -> sallyport.core.Failure
-	8,  // 31: sallyport.core.Reply.hello:type_name -> sallyport.core.HelloReply
-	12, // 32: sallyport.core.Reply.listen:type_name -> sallyport.core.ListenReply
-	17, // 33: sallyport.core.Reply.connect:type_name -> sallyport.core.ConnectReply
-	21, // 34: sallyport.core.Reply.accept:type_name -> sallyport.core.AcceptReply
-	34, // 35: sallyport.core.Reply.token:type_name -> sallyport.core.Token
-	40, // 36: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
-	46, // 37: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
-	45, // 38: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
-	50, // 39: sallyport.core.Reply.page:type_name -> sallyport.core.Page
-	58, // 40: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
-	4,  // 41: sallyport.core.Reply.section:type_name -> sallyport.core.Empty
-	18, // 42: sallyport.core.Notice.connect_request:type_name -> sallyport.core.ConnectRequest
-	19, // 43: sallyport.core.Notice.connect_cancelled:type_name -> sallyport.core.ConnectCancelled
-	24, // 44: sallyport.core.Notice.connection_closed:type_name -> sallyport.core.ConnectionClosed
-	26, // 45: sallyport.core.Notice.section_offered:type_name -> sallyport.core.SectionOffered
-	27, // 46: sallyport.core.Notice.activation:type_name -> sallyport.core.Activation
-	28, // 47: sallyport.core.Notice.unassigned_child:type_name -> sallyport.core.UnassignedChild
-	9,  // 48: sallyport.core.HelloReply.identity:type_name -> sallyport.core.Identity
-	34, // 49: sallyport.core.Identity.token:type_name -> sallyport.core.Token
-	10, // 50: sallyport.core.Listen.attributes:type_name -> sallyport.core.PortAttributes
-	10, // 51: sallyport.core.ListenReply.attributes:type_name -> sallyport.core.PortAttributes
-	10, // 52: sallyport.core.Declare.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 53: sallyport.core.ConnectReply.server:type_name -> sallyport.core.Identity
-	9,  // 54: sallyport.core.ConnectRequest.client:type_name -> sallyport.core.Identity
-	32, // 55: sallyport.core.Token.user:type_name -> sallyport.core.Group
-	32, // 56: sallyport.core.Token.groups:type_name -> sallyport.core.Group
-	33, // 57: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
-	32, // 58: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
-	34, // 59: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
-	34, // 60: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
-	0,  // 61: sallyport.core.List.kind:type_name -> sallyport.core.Kind
-	51, // 62: sallyport.core.Page.objects:type_name -> sallyport.core.Object
-	52, // 63: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
-	53, // 64: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
-	54, // 65: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
-	45, // 66: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
-	10, // 67: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 68: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
-	34, // 69: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
-	56, // 70: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
-	57, // 71: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
-	72, // [72:72] is the sub-list for method output_type
-	72, // [72:72] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	24, // 6: sallyport.core.ToCore.accept:type_name -> sallyport.core.Accept
+	26, // 7: sallyport.core.ToCore.refuse:type_name -> sallyport.core.Refuse
+	27, // 8: sallyport.core.ToCore.close_connection:type_name -> sallyport.core.CloseConnection
+	29, // 9: sallyport.core.ToCore.offer_section:type_name -> sallyport.core.OfferSection
+	33, // 10: sallyport.core.ToCore.create_directory:type_name -> sallyport.core.CreateDirectory
+	34, // 11: sallyport.core.ToCore.create_symbolic_link:type_name -> sallyport.core.CreateSymbolicLink
+	35, // 12: sallyport.core.ToCore.remove:type_name -> sallyport.core.Remove
+	39, // 13: sallyport.core.ToCore.create_token:type_name -> sallyport.core.CreateToken
+	40, // 14: sallyport.core.ToCore.duplicate_token:type_name -> sallyport.core.DuplicateToken
+	41, // 15: sallyport.core.ToCore.query_token:type_name -> sallyport.core.TokenRef
+	41, // 16: sallyport.core.ToCore.close_token:type_name -> sallyport.core.TokenRef
+	42, // 17: sallyport.core.ToCore.grant_token:type_name -> sallyport.core.GrantToken
+	49, // 18: sallyport.core.ToCore.new_logon_session:type_name -> sallyport.core.NewLogonSession
+	51, // 19: sallyport.core.ToCore.end_logon_session:type_name -> sallyport.core.EndLogonSession
+	52, // 20: sallyport.core.ToCore.register_spawner:type_name -> sallyport.core.RegisterSpawner
+	53, // 21: sallyport.core.ToCore.assign_token:type_name -> sallyport.core.AssignToken
+	54, // 22: sallyport.core.ToCore.disown:type_name -> sallyport.core.Disown
+	55, // 23: sallyport.core.ToCore.report_denial:type_name -> sallyport.core.Denial
+	57, // 24: sallyport.core.ToCore.explain:type_name -> sallyport.core.Explain
+	58, // 25: sallyport.core.ToCore.evaluate:type_name -> sallyport.core.Evaluate
+	59, // 26: sallyport.core.ToCore.list:type_name -> sallyport.core.List
+	65, // 27: sallyport.core.ToCore.query_charges:type_name -> sallyport.core.QueryCharges
+	43, // 28: sallyport.core.ToCore.open_token:type_name -> sallyport.core.OpenToken
+	44, // 29: sallyport.core.ToCore.filter_token:type_name -> sallyport.core.FilterToken
+	45, // 30: sallyport.core.ToCore.adjust_privileges:type_name -> sallyport.core.AdjustPrivileges
+	46, // 31: sallyport.core.ToCore.adjust_groups:type_name -> sallyport.core.AdjustGroups
+	48, // 32: sallyport.core.ToCore.set_token:type_name -> sallyport.core.SetToken
+	19, // 33: sallyport.core.ToCore.create_security_context:type_name -> sallyport.core.CreateSecurityContext
+	21, // 34: sallyport.core.ToCore.delete_security_context:type_name -> sallyport.core.DeleteSecurityContext
+	3,  // 35: sallyport.core.FromCore.reply:type_name -> sallyport.core.Reply
+	6,  // 36: sallyport.core.FromCore.notice:type_name -> sallyport.core.Notice
+	5,  // 37: sallyport.core.Reply.failure:type_name -> sallyport.core.Failure
+	8,  // 38: sallyport.core.Reply.hello:type_name -> sallyport.core.HelloReply
+	12, // 39: sallyport.core.Reply.listen:type_name -> sallyport.core.ListenReply
+	17, // 40: sallyport.core.Reply.connect:type_name -> sallyport.core.ConnectReply
+	25, // 41: sallyport.core.Reply.accept:type_name -> sallyport.core.AcceptReply
+	38, // 42: sallyport.core.Reply.token:type_name -> sallyport.core.Token
+	50, // 43: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
+	56, // 44: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
+	55, // 45: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
+	60, // 46: sallyport.core.Reply.page:type_name -> sallyport.core.Page
+	68, // 47: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
+	4,  // 48: sallyport.core.Reply.section:type_name -> sallyport.core.Empty
+	47, // 49: sallyport.core.Reply.adjusted:type_name -> sallyport.core.Adjusted
+	20, // 50: sallyport.core.Reply.security_context:type_name -> sallyport.core.SecurityContext
+	18, // 51: sallyport.core.Notice.connect_request:type_name -> sallyport.core.ConnectRequest
+	23, // 52: sallyport.core.Notice.connect_cancelled:type_name -> sallyport.core.ConnectCancelled
+	28, // 53: sallyport.core.Notice.connection_closed:type_name -> sallyport.core.ConnectionClosed
+	30, // 54: sallyport.core.Notice.section_offered:type_name -> sallyport.core.SectionOffered
+	31, // 55: sallyport.core.Notice.activation:type_name -> sallyport.core.Activation
+	32, // 56: sallyport.core.Notice.unassigned_child:type_name -> sallyport.core.UnassignedChild
+	22, // 57: sallyport.core.Notice.sender_changed:type_name -> sallyport.core.SenderChanged
+	38, // 58: sallyport.core.Notice.token_changed:type_name -> sallyport.core.Token
+	9,  // 59: sallyport.core.HelloReply.identity:type_name -> sallyport.core.Identity
+	38, // 60: sallyport.core.Identity.token:type_name -> sallyport.core.Token
+	10, // 61: sallyport.core.Listen.attributes:type_name -> sallyport.core.PortAttributes
+	10, // 62: sallyport.core.ListenReply.attributes:type_name -> sallyport.core.PortAttributes
+	10, // 63: sallyport.core.Declare.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 64: sallyport.core.ConnectReply.server:type_name -> sallyport.core.Identity
+	9,  // 65: sallyport.core.ConnectRequest.client:type_name -> sallyport.core.Identity
+	38, // 66: sallyport.core.SenderChanged.token:type_name -> sallyport.core.Token
+	36, // 67: sallyport.core.Token.user:type_name -> sallyport.core.Group
+	36, // 68: sallyport.core.Token.groups:type_name -> sallyport.core.Group
+	37, // 69: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
+	36, // 70: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
+	38, // 71: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
+	37, // 72: sallyport.core.AdjustPrivileges.privileges:type_name -> sallyport.core.Privilege
+	36, // 73: sallyport.core.AdjustGroups.groups:type_name -> sallyport.core.Group
+	38, // 74: sallyport.core.Adjusted.token:type_name -> sallyport.core.Token
+	37, // 75: sallyport.core.Adjusted.privileges:type_name -> sallyport.core.Privilege
+	36, // 76: sallyport.core.Adjusted.groups:type_name -> sallyport.core.Group
+	38, // 77: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
+	0,  // 78: sallyport.core.List.kind:type_name -> sallyport.core.Kind
+	61, // 79: sallyport.core.Page.objects:type_name -> sallyport.core.Object
+	62, // 80: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
+	63, // 81: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
+	64, // 82: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
+	55, // 83: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
+	10, // 84: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 85: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
+	38, // 86: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
+	66, // 87: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
+	67, // 88: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
+	89, // [89:89] is the sub-list for method output_type
+	89, // [89:89] is the sub-list for method input_type
+	89, // [89:89] is the sub-list for extension type_name
+	89, // [89:89] is the sub-list for extension extendee
+	0,  // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_proto_corepb_core_proto_init() }
@@ -5089,6 +6077,13 @@ func file_proto_corepb_core_proto_init() {
 		(*ToCore_Evaluate)(nil),
 		(*ToCore_List)(nil),
 		(*ToCore_QueryCharges)(nil),
+		(*ToCore_OpenToken)(nil),
+		(*ToCore_FilterToken)(nil),
+		(*ToCore_AdjustPrivileges)(nil),
+		(*ToCore_AdjustGroups)(nil),
+		(*ToCore_SetToken)(nil),
+		(*ToCore_CreateSecurityContext)(nil),
+		(*ToCore_DeleteSecurityContext)(nil),
 	}
 	file_proto_corepb_core_proto_msgTypes[1].OneofWrappers = []any{
 		(*FromCore_Reply)(nil),
@@ -5106,6 +6101,8 @@ func file_proto_corepb_core_proto_init() {
 		(*Reply_Page)(nil),
 		(*Reply_Charges)(nil),
 		(*Reply_Section)(nil),
+		(*Reply_Adjusted)(nil),
+		(*Reply_SecurityContext)(nil),
 	}
 	file_proto_corepb_core_proto_msgTypes[5].OneofWrappers = []any{
 		(*Notice_ConnectRequest)(nil),
@@ -5114,14 +6111,17 @@ func file_proto_corepb_core_proto_init() {
 		(*Notice_SectionOffered)(nil),
 		(*Notice_Activation)(nil),
 		(*Notice_UnassignedChild)(nil),
+		(*Notice_SenderChanged)(nil),
+		(*Notice_TokenChanged)(nil),
 	}
+	file_proto_corepb_core_proto_msgTypes[47].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_corepb_core_proto_rawDesc), len(file_proto_corepb_core_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   58,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
