@@ -123,7 +123,7 @@ func (s *service) adopt(ctx context.Context) error {
 	for _, st := range stored {
 		switch {
 		case strings.HasPrefix(st.Name, consolePrefix):
-			if err := s.consoles.adopt(st, commands); err != nil {
+			if err = s.consoles.adopt(st, commands); err != nil {
 				s.log.Error("a console is lost", "console", strings.TrimPrefix(st.Name, consolePrefix), "error", err)
 				err = s.keeper.Remove(ctx, st.Name)
 			}

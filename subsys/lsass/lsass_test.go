@@ -296,7 +296,6 @@ func TestACallerThatCantHoldTheTokenLeavesNothing(t *testing.T) {
 func TestOnlyTheTrustedLogOnAsServicesElsewhereOrWithMoreGroups(t *testing.T) {
 	f := start(t)
 	f.user("alice")
-	system, admin := f.client(nil), f.admin
 	other, web := uint32(7), security.ServiceSID("web")
 	for _, r := range []lsa.LogonRequest{
 		{Name: "LocalService", Type: lsa.Service},
@@ -305,13 +304,13 @@ func TestOnlyTheTrustedLogOnAsServicesElsewhereOrWithMoreGroups(t *testing.T) {
 		{Name: "alice", Password: []byte(password), Type: lsa.Interactive, Session: &other},
 		{Name: "alice", Password: []byte(password), Type: lsa.Interactive, LocalGroups: []security.Group{{SID: web}}},
 	} {
-		_, err := admin.LogonUser(f.ctx(), r)
+		_, err := f.admin.LogonUser(f.ctx(), r)
 		require.ErrorIs(t, err, ntstatus.PrivilegeNotHeld, "%+v", r)
 	}
 	require.Empty(t, f.made())
 
 	sys := f.core.Attach(t, nil)
-	system = f.dial(sys)
+	system := f.dial(sys)
 	for _, c := range []struct {
 		name string
 		sid  security.SID

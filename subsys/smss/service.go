@@ -660,8 +660,8 @@ func (s *service) ListSessions(context.Context, *smpb.ListSessionsRequest) (*smp
 	return out, nil
 }
 
-func (s *service) ListServers(context.Context, *smpb.ListServersRequest) (*smpb.ListServersResponse, error) {
-	sessions, _ := s.ListSessions(nil, nil)
+func (s *service) ListServers(ctx context.Context, _ *smpb.ListServersRequest) (*smpb.ListServersResponse, error) {
+	sessions, _ := s.ListSessions(ctx, nil)
 	out := &smpb.ListServersResponse{}
 	for _, info := range sessions.Sessions {
 		for _, in := range s.inSessionOrder(info.Session) {
