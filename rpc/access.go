@@ -207,40 +207,46 @@ func (m *method) objectName(request protoreflect.Message) string {
 	return strconv.FormatInt(v.Int(), 10)
 }
 
-// admit is the check of a method whose right is needed on the interface. What a connection was granted is remembered: its
-// token does not change.
-func (c *serverConn) admit(ctx context.Context, m *method) error {
-	sd := m.service.guard.Descriptor
-	if c.granted[m.index].Load() == sd {
+// grant remembers that a descriptor granted a method to a sender: a change of either is another value.
+type grant struct {
+	sd     *security.Descriptor
+	sender *alpc.Client
+}
+
+// admit is the check of a method whose right is needed on the interface.
+func (c *serverCall) admit(m *method) error {
+	sd, last := m.service.guard.Descriptor, &c.conn.granted[m.index]
+	if g := last.Load(); g != nil && g.sd == sd && g.sender == c.sender {
 		return nil
 	}
-	if err := c.check(ctx, m, m.service.guard.Name, sd); err != nil {
+	if err := c.check(m, m.service.guard.Name, sd); err != nil {
 		return err
 	}
-	c.granted[m.index].Store(sd)
+	last.Store(&grant{sd, c.sender})
 	return nil
 }
 
 // admitObject is the check of a method whose right is needed on the object that the request names.
-func (c *serverConn) admitObject(ctx context.Context, m *method, request proto.Message) error {
+func (c *serverCall) admitObject(request proto.Message) error {
+	m := c.method
 	name := m.objectName(request.ProtoReflect())
-	sd, err := m.service.guard.Resolve(ctx, name)
+	sd, err := m.service.guard.Resolve(c.ctx, name)
 	if err != nil && ntstatus.Of(err).GRPCCode() != ntstatus.NotFound.GRPCCode() {
 		return err
 	}
 	if err != nil {
 		sd = nil
 	}
-	return c.check(ctx, m, name, sd)
+	return c.check(m, name, sd)
 }
 
 // check decides; a nil descriptor is that of an object that isn't there.
-func (c *serverConn) check(ctx context.Context, m *method, object string, sd *security.Descriptor) error {
+func (c *serverCall) check(m *method, object string, sd *security.Descriptor) error {
 	question := security.CheckRequest{
-		Descriptor: sd, Token: c.client.Token, Desired: m.right.Mask, Mapping: m.service.mapping,
+		Descriptor: sd, Token: c.sender.Token, Desired: m.right.Mask, Mapping: m.service.mapping,
 	}
 	report := alpc.Denial{
-		Attachment: c.client.Attachment, Op: m.full, Object: object, Right: m.right.Name, Desired: m.right.Mask, Status: ntstatus.AccessDenied,
+		Attachment: c.sender.Attachment, Op: m.full, Object: object, Right: m.right.Name, Desired: m.right.Mask, Status: ntstatus.AccessDenied,
 	}
 	if sd == nil {
 		report.Trace = []string{"there is no such object"}
@@ -254,10 +260,10 @@ func (c *serverConn) check(ctx context.Context, m *method, object string, sd *se
 		report.Status, report.Trace, report.SecurityDescriptor = decision.Status, decision.Explain(), sd.String()
 	}
 	denial := &ntstatus.Denial{Object: object, Right: m.right.Name}
-	if c.server.options.ReportDenial != nil {
-		id, err := c.server.options.ReportDenial(ctx, report)
+	if c.conn.server.options.ReportDenial != nil {
+		id, err := c.conn.server.options.ReportDenial(c.ctx, report)
 		if err != nil {
-			c.server.log.Warn("a denial could not be reported", "method", m.full, "object", object, "error", err)
+			c.conn.server.log.Warn("a denial could not be reported", "method", m.full, "object", object, "error", err)
 		}
 		denial.Decision = id
 	}

@@ -21,6 +21,7 @@ type serverCall struct {
 	conn    *serverConn
 	method  *method
 	request *alpc.Message
+	sender  *alpc.Client // who makes the call
 	number  uint32
 	body    []byte // of a unary call
 	failed  error  // why decode refused: it counts, whatever a handler makes of it
@@ -84,7 +85,7 @@ func (c *serverCall) decode(m any) error {
 	if err == nil && c.method.object != nil {
 		pm, merr := message(m)
 		if err = merr; err == nil {
-			err = c.conn.admitObject(c.ctx, c.method, pm)
+			err = c.admitObject(pm)
 		}
 	}
 	if err != nil {
@@ -264,7 +265,7 @@ func (s *serverStream) peek() error {
 		return err
 	}
 	s.peeked, s.ahead = b, true
-	return s.call.conn.admitObject(s.call.ctx, s.call.method, first)
+	return s.call.admitObject(first)
 }
 
 func (s *serverStream) SetHeader(md metadata.MD) error  { return s.call.setHeader(md) }

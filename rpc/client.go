@@ -123,6 +123,7 @@ type callOptions struct {
 	peer     []*peer.Peer
 	finished []func(error)
 	handles  *HandleSet
+	as       *asToken
 	send     int
 	receive  int
 }
@@ -143,6 +144,8 @@ func (c *Conn) collect(options []grpc.CallOption) (o callOptions, err error) {
 			o.send = option.MaxSendMsgSize
 		case grpc.MaxRecvMsgSizeCallOption:
 			o.receive = option.MaxRecvMsgSize
+		case asToken:
+			o.as = &option
 		case handleOption:
 			o.handles = option.set
 		case grpc.PerRPCCredsCallOption:
@@ -214,6 +217,7 @@ type clientPort struct {
 	untold  []farewell          // calls given up that the server doesn't know of
 	reading bool
 	ended   bool               // nobody will receive any more
+	speaks  map[asToken]uint32 // security contexts that were registered
 	stop    context.CancelFunc // ends the receive in progress
 }
 
@@ -253,6 +257,10 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 	if size := len(buf.b) - at; size > o.send {
 		return nil, nil, localError(method, "", tooLong(size, o.send))
 	}
+	speaker, err := p.under(ctx, o.as)
+	if err != nil {
+		return nil, nil, failed(ctx, method, err)
+	}
 	frame := buf.b
 	if len(frame) > limit {
 		if frame, err = p.sendParts(ctx, call, method, block, frame[at:]); err != nil {
@@ -261,7 +269,7 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 		}
 	}
 	files, given := o.handles.outgoing()
-	m, err := p.port.Call(ctx, &alpc.Message{Type: alpc.TypeRequest, Data: frame, Handles: files})
+	m, err := p.port.Call(ctx, &alpc.Message{Type: alpc.TypeRequest, Data: frame, Handles: files, ContextID: speaker})
 	closeFiles(given)
 	if err != nil {
 		p.tell(kindDrop, call)

@@ -67,8 +67,12 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	if err != nil {
 		return nil, localError(method, "", err)
 	}
+	speaker, err := p.under(ctx, o.as)
+	if err != nil {
+		return nil, failed(ctx, method, err)
+	}
 	s := &clientStream{
-		stream: stream{port: p.port, in: newInbox(uint32(c.options.Window)), out: newOutbox(0)},
+		stream: stream{port: p.port, context: speaker, in: newInbox(uint32(c.options.Window)), out: newOutbox(0)},
 		ctx:    ctx, conn: p, method: method, desc: desc, options: o, window: uint32(c.options.Window), block: block,
 		headerSeen: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -94,7 +98,7 @@ func (s *clientStream) open(buf *buffer, flags uint8) {
 			<-s.done
 			s.conn.remove(s, s.local)
 		}()
-		m, err := s.port.Call(s.own, &alpc.Message{Type: alpc.TypeRequest, Data: buf.b, Handles: files})
+		m, err := s.port.Call(s.own, &alpc.Message{Type: alpc.TypeRequest, Data: buf.b, Handles: files, ContextID: s.context})
 		buf.free()
 		closeFiles(given)
 		if err != nil {

@@ -15,7 +15,6 @@ import (
 
 	"sallyport/alpc"
 	"sallyport/ntstatus"
-	"sallyport/security"
 )
 
 // takeOver is after how long at least a unary handler counts as slow, and another goroutine reads the connection.
@@ -29,7 +28,7 @@ type serverConn struct {
 	ctx    context.Context // ends with the connection; carries the peer
 	cancel context.CancelCauseFunc
 
-	granted []atomic.Pointer[security.Descriptor] // by method: the interface's descriptor that granted it
+	granted []atomic.Pointer[grant] // by method: what granted it last, and to whom
 
 	// turn counts the unary handlers that ran on the reading goroutine: odd while one runs. Whoever moves an odd turn on,
 	// the handler's goroutine when it is done or the watch when it is slow, reads on.
@@ -54,7 +53,7 @@ type serverConn struct {
 
 func newServerConn(ctx context.Context, s *Server, p *alpc.Port) *serverConn {
 	c := &serverConn{
-		server: s, port: p, client: p.Peer(), granted: make([]atomic.Pointer[security.Descriptor], len(s.methods)),
+		server: s, port: p, client: p.Peer(), granted: make([]atomic.Pointer[grant], len(s.methods)),
 		calls: map[uint32]*serverCall{}, streams: map[uint32]*serverCall{},
 		parts: map[uint32][]byte{}, replies: map[uint32][]byte{},
 	}
@@ -143,8 +142,14 @@ func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
 		c.fetch(m, f.call)
 		return true, nil
 	}
-	call := &serverCall{conn: c, request: m, number: f.call, body: f.body}
+	call := &serverCall{conn: c, request: m, sender: m.Sender, number: f.call, body: f.body}
 	call.base, call.deadline = c.ctx, m.Deadline
+	if call.sender == nil {
+		call.sender = c.client
+	}
+	if call.sender != c.client {
+		call.base = peer.NewContext(c.ctx, portPeer(call.sender))
+	}
 	if len(m.Handles) > 0 {
 		if err := call.handleSet().incoming(m.Handles); err != nil {
 			return true, err
@@ -224,7 +229,7 @@ func (c *serverConn) prepare(call *serverCall, f *requestFrame, parts []byte) er
 		return ntstatus.Errorf(m.full, "", ntstatus.RPCServerTooBusy, "%d calls of this connection are in progress", c.server.options.MaxCalls)
 	}
 	if m.object == nil {
-		return c.admit(call.ctx, m)
+		return call.admit(m)
 	}
 	return nil
 }
@@ -358,6 +363,10 @@ func (c *serverConn) datagram(m *alpc.Message) error {
 	}
 	switch f.kind {
 	case kindData:
+		if m.ContextID != call.request.ContextID {
+			m.CloseHandles()
+			return invalidFrame("a stream changes who sends it")
+		}
 		if len(m.Handles) > 0 {
 			if err := call.handleSet().incoming(m.Handles); err != nil {
 				return err
@@ -472,14 +481,15 @@ func (c *serverConn) recovered(call *serverCall, v any) error {
 
 type callKey struct{}
 
-// Caller returns who makes the call that ctx belongs to: proven by the core, not by anything in a message. False outside a
-// handler of this package (a service object may also be served by a stock grpc.Server).
+// Caller returns who makes the call that ctx belongs to: proven by the core, not by anything in a message. It is the sender of
+// the call's own message: the client as it was when it sent it, where its connection tracks dynamically, or the one whose token it
+// sent under (AsToken). False outside a handler of this package (a service object may also be served by a stock grpc.Server).
 func Caller(ctx context.Context) (*alpc.Client, bool) {
 	c, ok := ctx.Value(callKey{}).(*serverCall)
 	if !ok {
 		return nil, false
 	}
-	return c.conn.client, true
+	return c.sender, true
 }
 
 // Address is the net.Addr of a port's other side, for gRPC's peer.

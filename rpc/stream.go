@@ -161,11 +161,12 @@ func (out *outbox) take(ctx context.Context, n int) error {
 // stream is what both ends of a stream have in common. SendMsg and RecvMsg may run beside each other, but each only once
 // at a time, as gRPC has it.
 type stream struct {
-	port *alpc.Port
-	call uint32
-	in   inbox
-	out  outbox
-	max  struct{ send, receive int }
+	port    *alpc.Port
+	call    uint32
+	context uint32 // the security context that a client sends under
+	in      inbox
+	out     outbox
+	max     struct{ send, receive int }
 
 	posting sync.Mutex // held while a datagram is sent
 	sent    uint64     // datagrams
@@ -252,7 +253,7 @@ func (s *stream) post(ctx context.Context, frame []byte, files []alpc.Handle) er
 	if s.over {
 		return context.Canceled
 	}
-	err := s.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: frame, Handles: files})
+	err := s.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: frame, Handles: files, ContextID: s.context})
 	if err == nil {
 		s.sent++
 	}
