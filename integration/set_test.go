@@ -3,6 +3,7 @@ package integration_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -92,8 +93,8 @@ func (s *set) attach() *alpc.System {
 
 // clear ends what is left of the set, and shows the log if that was the test's failing.
 func (s *set) clear() {
-	if log, err := os.ReadFile(filepath.Join(s.dir, "log")); err == nil && s.t.Failed() {
-		s.t.Logf("the log ends with\n%s", log[max(0, len(log)-6000):])
+	if s.t.Failed() {
+		s.t.Logf("of the log, what matters:\n%s", s.troubles())
 	}
 	s.core.Process.Signal(syscall.SIGTERM)
 	select {
@@ -106,6 +107,30 @@ func (s *set) clear() {
 		}
 	}
 	os.RemoveAll(s.dir)
+}
+
+// troubles are the lines of the log that say that something is wrong; of those that say the same, the first and how many there are.
+func (s *set) troubles() string {
+	log, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	var out strings.Builder
+	count := map[string]int{}
+	for line := range bytes.Lines(log) {
+		var said struct {
+			Level   string `json:"@level"`
+			Module  string `json:"@module"`
+			Message string `json:"@message"`
+		}
+		_ = json.Unmarshal(line, &said) // what is no JSON is told whole: a panic, for one
+		if key := said.Module + ": " + said.Message; said.Level != "info" {
+			if count[key]++; count[key] == 1 || said.Level == "" {
+				out.Write(line)
+			}
+		}
+	}
+	return fmt.Sprintf("%s%v", out.String()[:min(out.Len(), 16000)], count)
 }
 
 // processes are all living processes that belong to the set.
