@@ -339,7 +339,7 @@ func TestOnlyTheTrustedLogOnAsServicesElsewhereOrWithMoreGroups(t *testing.T) {
 	_, err = system.LogonUser(f.ctx(), lsa.LogonRequest{Name: "alice", Password: []byte(password), Type: lsa.Service})
 	require.ErrorIs(t, err, ntstatus.LogonTypeNotGranted)
 	access := uint32(lsa.AccessService)
-	_, err = admin.SetUserInfo(f.ctx(), &lsapb.SetUserInfoRequest{Name: "alice", SystemAccess: &access})
+	_, err = f.admin.SetUserInfo(f.ctx(), &lsapb.SetUserInfoRequest{Name: "alice", SystemAccess: &access})
 	require.NoError(t, err)
 	_, err = system.LogonUser(f.ctx(), lsa.LogonRequest{Name: "alice", Password: []byte(password), Type: lsa.Service})
 	require.NoError(t, err)
