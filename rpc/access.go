@@ -59,7 +59,6 @@ type service struct {
 	guard    Interface
 	mapping  security.GenericMapping
 	names    security.RightNames
-	metadata any
 }
 
 // method is one way into the server.

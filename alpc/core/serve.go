@@ -49,7 +49,6 @@ type Core struct {
 	machine  *Machine // touched by run only, after Start
 	events   chan func() Event
 	listener *unixsock.Listener
-	pidns    int
 
 	lastID    atomic.Uint64
 	strangers strangers
