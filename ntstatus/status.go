@@ -90,6 +90,7 @@ const (
 	RequestAborted           Status = 0xC0000240
 	LPCReplyLost             Status = 0xC0000253
 	ServerSIDMismatch        Status = 0xC00002A0
+	CantEnableDenyOnly       Status = 0xC00002B3
 	ShutdownInProgress       Status = 0xC00002FE
 	PortNotSet               Status = 0xC0000353
 	StoppedOnSymlink         Status = 0x8000002D

@@ -187,6 +187,8 @@ func lookup(s Status) (entry, bool) {
 		return entry{"STATUS_REQUEST_ABORTED", codeAborted, "the request was aborted", "try again"}, true
 	case ServerSIDMismatch:
 		return entry{"STATUS_SERVER_SID_MISMATCH", codePermissionDenied, "the server is not who the client requires", "look who serves the port (\"sallyport ports\"), and require that one only if you trust it"}, true
+	case CantEnableDenyOnly:
+		return entry{"STATUS_CANT_ENABLE_DENY_ONLY", codeInvalidArgument, "a group that is for denying only can't be enabled", ""}, true
 	case ShutdownInProgress:
 		return entry{"STATUS_SHUTDOWN_IN_PROGRESS", codeUnavailable, "the system is shutting down", ""}, true
 	case PortNotSet:
