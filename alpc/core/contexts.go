@@ -31,14 +31,15 @@ func (m *Machine) identify(c *connection) {
 
 // levelUnder is how far a caller may go with somebody's token (SeTokenCanImpersonate, FEATURES 1.3.b.7): all the way with
 // SeImpersonate, as the token's user, or as the one whose logon made it; else only as far as being known. Being the same user
-// is not enough for one that is below the token, or restricted where the token is not.
+// is not enough for one that is below the token, or restricted or confined to a package where the token is not.
 func levelUnder(caller, t *security.Token) security.ImpersonationLevel {
 	most := security.LevelDelegation
 	if t.Type == security.TokenImpersonation {
 		most = t.Level
 	}
 	same := caller.User.SID == t.User.SID || t.OriginID != 0 && t.OriginID == caller.AuthenticationID
-	lower := caller.IntegrityLevel() < t.IntegrityLevel() || len(caller.Restricted) > 0 && len(t.Restricted) == 0
+	lower := caller.IntegrityLevel() < t.IntegrityLevel() || len(caller.Restricted) > 0 && len(t.Restricted) == 0 ||
+		!caller.AppContainer.IsZero() && caller.AppContainer != t.AppContainer
 	if caller.Has(security.SeImpersonate) || same && !lower {
 		return most
 	}

@@ -57,9 +57,10 @@ const (
 	maxDenials       = 4096
 	maxMessageLength = alpc.MaxMessageLength
 	maxPortPending   = 1024
-	maxPortLines     = 8192 // connections of one port
-	maxContexts      = 64   // security contexts of one connection
-	maxTold          = 1024 // connections in one notice
+	maxPortLines     = 8192     // connections of one port
+	maxContexts      = 64       // security contexts of one connection
+	maxTold          = 1024     // connections in one notice
+	maxToken         = 40 << 10 // bytes of a token, marshalled: with a new default DACL and whom it concerns it still fits a frame
 
 	defaultMessageLength = 32 << 10
 	defaultPending       = 64

@@ -3,6 +3,8 @@ package core
 import (
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	"sallyport/internal/control"
 	"sallyport/ntstatus"
 	"sallyport/proto/corepb"
@@ -143,11 +145,17 @@ func (m *Machine) createToken(a *attachment, w *corepb.Token, reply *corepb.Repl
 
 // handOut makes a hold the fresh token t and puts it into the reply.
 func (m *Machine) handOut(a *attachment, op string, t *token, granted security.AccessMask, reply *corepb.Reply) *corepb.Failure {
-	if f := m.hold(a, op, t, granted); f != nil {
+	wire := control.TokenToWire(t.value)
+	f := m.hold(a, op, t, granted)
+	if n := proto.Size(wire); f == nil && n > maxToken {
+		m.closeToken(a, t.value.TokenID)
+		return fail(op, "", ntstatus.InvalidParameter, "the token has %d bytes, at most %d are allowed", n, maxToken)
+	}
+	if f != nil {
 		delete(m.tokens, t.value.TokenID)
 		return f
 	}
-	reply.Body = &corepb.Reply_Token{Token: control.TokenToWire(t.value)}
+	reply.Body = &corepb.Reply_Token{Token: wire}
 	return nil
 }
 

@@ -12,7 +12,7 @@ import (
 const (
 	MaxFrame = 64 << 10 // bytes of one datagram
 
-	maxTokenEntries = 1024    // groups, privileges and restricting SIDs of a token from a peer
+	maxTokenEntries = 1024    // groups, privileges, SIDs and values of claims of a token from a peer
 	maxDescriptor   = 8 << 10 // bytes of a descriptor's text
 )
 
@@ -23,6 +23,9 @@ func TokenToWire(t *security.Token) *corepb.Token {
 		Type: uint32(t.Type), Level: uint32(t.Level), User: groupToWire(t.User), Groups: groupsToWire(t.Groups), Restricted: groupsToWire(t.Restricted),
 		Owner: sidText(t.Owner), PrimaryGroup: sidText(t.PrimaryGroup), SessionId: t.SessionID, Integrity: sidText(t.Integrity),
 		MandatoryPolicy: uint32(t.MandatoryPolicy), SourceName: t.Source.Name, SourceId: uint64(t.Source.ID), Expiration: t.Expiration,
+		WriteRestricted: t.WriteRestricted, AppContainer: sidText(t.AppContainer), Capabilities: groupsToWire(t.Capabilities), LowPrivilege: t.LowPrivilege,
+		TrustLevel: sidText(t.TrustLevel), Elevation: uint32(t.Elevation), Linked: uint64(t.Linked), DeviceGroups: groupsToWire(t.DeviceGroups),
+		UserClaims: claimsToWire(t.UserClaims), DeviceClaims: claimsToWire(t.DeviceClaims), LocalClaims: claimsToWire(t.LocalClaims),
 	}
 	for _, p := range t.Privileges {
 		w.Privileges = append(w.Privileges, &corepb.Privilege{Privilege: uint32(p.Privilege), Attributes: uint32(p.Attributes)})
@@ -38,7 +41,13 @@ func TokenFromWire(w *corepb.Token) (*security.Token, error) {
 	if w == nil {
 		return nil, fmt.Errorf("the token is missing")
 	}
-	if n := len(w.Groups) + len(w.Privileges) + len(w.Restricted); n > maxTokenEntries {
+	n := len(w.Groups) + len(w.Privileges) + len(w.Restricted) + len(w.Capabilities) + len(w.DeviceGroups)
+	for _, claims := range [][]*corepb.Claim{w.UserClaims, w.DeviceClaims, w.LocalClaims} {
+		for _, c := range claims {
+			n += 1 + len(c.GetValues())
+		}
+	}
+	if n > maxTokenEntries {
 		return nil, fmt.Errorf("the token has %d entries, at most %d are allowed", n, maxTokenEntries)
 	}
 	r := wireReader{}
@@ -48,6 +57,9 @@ func TokenFromWire(w *corepb.Token) (*security.Token, error) {
 		User: r.group(w.User), Groups: r.groups(w.Groups), Restricted: r.groups(w.Restricted), Owner: r.sid(w.Owner),
 		PrimaryGroup: r.sid(w.PrimaryGroup), SessionID: w.SessionId, Integrity: r.sid(w.Integrity), MandatoryPolicy: security.MandatoryPolicy(w.MandatoryPolicy),
 		Source: security.TokenSource{Name: w.SourceName, ID: security.LUID(w.SourceId)}, Expiration: w.Expiration,
+		WriteRestricted: w.WriteRestricted, AppContainer: r.sid(w.AppContainer), Capabilities: r.groups(w.Capabilities), LowPrivilege: w.LowPrivilege,
+		TrustLevel: r.sid(w.TrustLevel), Elevation: security.ElevationType(w.Elevation), Linked: security.LUID(w.Linked), DeviceGroups: r.groups(w.DeviceGroups),
+		UserClaims: r.claims(w.UserClaims), DeviceClaims: r.claims(w.DeviceClaims), LocalClaims: r.claims(w.LocalClaims),
 	}
 	for _, p := range w.Privileges {
 		t.Privileges = append(t.Privileges, security.TokenPrivilege{Privilege: security.Privilege(p.Privilege), Attributes: security.PrivilegeAttributes(p.Attributes)})
@@ -70,6 +82,8 @@ func TokenFromWire(w *corepb.Token) (*security.Token, error) {
 		return nil, fmt.Errorf("%d is not a token type", w.Type)
 	case t.Level > security.LevelDelegation:
 		return nil, fmt.Errorf("%d is not an impersonation level", w.Level)
+	case w.Elevation > uint32(security.ElevationLimited):
+		return nil, fmt.Errorf("%d is not an elevation type", w.Elevation)
 	}
 	return t, nil
 }
@@ -82,6 +96,17 @@ func groupsToWire(gs []security.Group) []*corepb.Group {
 	out := make([]*corepb.Group, len(gs))
 	for i, g := range gs {
 		out[i] = groupToWire(g)
+	}
+	return out
+}
+
+func claimsToWire(claims []security.Claim) []*corepb.Claim {
+	out := make([]*corepb.Claim, len(claims))
+	for i, c := range claims {
+		out[i] = &corepb.Claim{Name: c.Name, Type: uint32(c.Type), Flags: uint32(c.Flags)}
+		for _, v := range c.Values {
+			out[i].Values = append(out[i].Values, &corepb.ClaimValue{Number: v.Number, Text: []byte(v.Text), Sid: sidText(v.SID)})
+		}
 	}
 	return out
 }
@@ -117,6 +142,23 @@ func (r *wireReader) groups(gs []*corepb.Group) []security.Group {
 		out[i] = r.group(g)
 		if out[i].SID.IsZero() && r.err == nil {
 			r.err = fmt.Errorf("group %d has no SID", i)
+		}
+	}
+	return out
+}
+
+func (r *wireReader) claims(claims []*corepb.Claim) []security.Claim {
+	out := make([]security.Claim, len(claims))
+	for i, c := range claims {
+		switch t := security.ClaimType(c.GetType()); t {
+		case security.ClaimInt64, security.ClaimUint64, security.ClaimString, security.ClaimSID, security.ClaimBoolean, security.ClaimOctets:
+			out[i] = security.Claim{Name: c.GetName(), Type: t, Flags: security.ClaimFlags(c.GetFlags())}
+		}
+		if (out[i].Type == 0 || uint32(out[i].Type) != c.GetType()) && r.err == nil {
+			r.err = fmt.Errorf("claim %d is of the unknown type %d", i, c.GetType())
+		}
+		for _, v := range c.GetValues() {
+			out[i].Values = append(out[i].Values, security.ClaimValue{Number: v.GetNumber(), Text: string(v.GetText()), SID: r.sid(v.GetSid())})
 		}
 	}
 	return out

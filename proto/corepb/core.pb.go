@@ -3228,6 +3228,17 @@ type Token struct {
 	SourceName       string                 `protobuf:"bytes,17,opt,name=source_name,json=sourceName,proto3" json:"source_name,omitempty"`
 	SourceId         uint64                 `protobuf:"varint,18,opt,name=source_id,json=sourceId,proto3" json:"source_id,omitempty"`
 	Expiration       int64                  `protobuf:"varint,19,opt,name=expiration,proto3" json:"expiration,omitempty"`
+	WriteRestricted  bool                   `protobuf:"varint,20,opt,name=write_restricted,json=writeRestricted,proto3" json:"write_restricted,omitempty"`
+	AppContainer     string                 `protobuf:"bytes,21,opt,name=app_container,json=appContainer,proto3" json:"app_container,omitempty"`
+	Capabilities     []*Group               `protobuf:"bytes,22,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	LowPrivilege     bool                   `protobuf:"varint,23,opt,name=low_privilege,json=lowPrivilege,proto3" json:"low_privilege,omitempty"`
+	TrustLevel       string                 `protobuf:"bytes,24,opt,name=trust_level,json=trustLevel,proto3" json:"trust_level,omitempty"`
+	Elevation        uint32                 `protobuf:"varint,25,opt,name=elevation,proto3" json:"elevation,omitempty"`
+	Linked           uint64                 `protobuf:"varint,26,opt,name=linked,proto3" json:"linked,omitempty"`
+	UserClaims       []*Claim               `protobuf:"bytes,27,rep,name=user_claims,json=userClaims,proto3" json:"user_claims,omitempty"`
+	DeviceClaims     []*Claim               `protobuf:"bytes,28,rep,name=device_claims,json=deviceClaims,proto3" json:"device_claims,omitempty"`
+	LocalClaims      []*Claim               `protobuf:"bytes,29,rep,name=local_claims,json=localClaims,proto3" json:"local_claims,omitempty"`
+	DeviceGroups     []*Group               `protobuf:"bytes,30,rep,name=device_groups,json=deviceGroups,proto3" json:"device_groups,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -3395,6 +3406,211 @@ func (x *Token) GetExpiration() int64 {
 	return 0
 }
 
+func (x *Token) GetWriteRestricted() bool {
+	if x != nil {
+		return x.WriteRestricted
+	}
+	return false
+}
+
+func (x *Token) GetAppContainer() string {
+	if x != nil {
+		return x.AppContainer
+	}
+	return ""
+}
+
+func (x *Token) GetCapabilities() []*Group {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Token) GetLowPrivilege() bool {
+	if x != nil {
+		return x.LowPrivilege
+	}
+	return false
+}
+
+func (x *Token) GetTrustLevel() string {
+	if x != nil {
+		return x.TrustLevel
+	}
+	return ""
+}
+
+func (x *Token) GetElevation() uint32 {
+	if x != nil {
+		return x.Elevation
+	}
+	return 0
+}
+
+func (x *Token) GetLinked() uint64 {
+	if x != nil {
+		return x.Linked
+	}
+	return 0
+}
+
+func (x *Token) GetUserClaims() []*Claim {
+	if x != nil {
+		return x.UserClaims
+	}
+	return nil
+}
+
+func (x *Token) GetDeviceClaims() []*Claim {
+	if x != nil {
+		return x.DeviceClaims
+	}
+	return nil
+}
+
+func (x *Token) GetLocalClaims() []*Claim {
+	if x != nil {
+		return x.LocalClaims
+	}
+	return nil
+}
+
+func (x *Token) GetDeviceGroups() []*Group {
+	if x != nil {
+		return x.DeviceGroups
+	}
+	return nil
+}
+
+type Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          uint32                 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`
+	Flags         uint32                 `protobuf:"varint,3,opt,name=flags,proto3" json:"flags,omitempty"`
+	Values        []*ClaimValue          `protobuf:"bytes,4,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Claim) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Claim) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Claim) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Claim) GetValues() []*ClaimValue {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+type ClaimValue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Text          []byte                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // string in UTF-8, or octets
+	Sid           string                 `protobuf:"bytes,3,opt,name=sid,proto3" json:"sid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimValue) Reset() {
+	*x = ClaimValue{}
+	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimValue) ProtoMessage() {}
+
+func (x *ClaimValue) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimValue.ProtoReflect.Descriptor instead.
+func (*ClaimValue) Descriptor() ([]byte, []int) {
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ClaimValue) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ClaimValue) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *ClaimValue) GetSid() string {
+	if x != nil {
+		return x.Sid
+	}
+	return ""
+}
+
 type CreateToken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -3404,7 +3620,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	mi := &file_proto_corepb_core_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3416,7 +3632,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[38]
+	mi := &file_proto_corepb_core_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3429,7 +3645,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{38}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateToken) GetToken() *Token {
@@ -3456,7 +3672,7 @@ type DuplicateToken struct {
 
 func (x *DuplicateToken) Reset() {
 	*x = DuplicateToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	mi := &file_proto_corepb_core_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3684,7 @@ func (x *DuplicateToken) String() string {
 func (*DuplicateToken) ProtoMessage() {}
 
 func (x *DuplicateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[39]
+	mi := &file_proto_corepb_core_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3697,7 @@ func (x *DuplicateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DuplicateToken.ProtoReflect.Descriptor instead.
 func (*DuplicateToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{39}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DuplicateToken) GetTokenId() uint64 {
@@ -3556,7 +3772,7 @@ type TokenRef struct {
 
 func (x *TokenRef) Reset() {
 	*x = TokenRef{}
-	mi := &file_proto_corepb_core_proto_msgTypes[40]
+	mi := &file_proto_corepb_core_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +3784,7 @@ func (x *TokenRef) String() string {
 func (*TokenRef) ProtoMessage() {}
 
 func (x *TokenRef) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[40]
+	mi := &file_proto_corepb_core_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +3797,7 @@ func (x *TokenRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRef.ProtoReflect.Descriptor instead.
 func (*TokenRef) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{40}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TokenRef) GetTokenId() uint64 {
@@ -3602,7 +3818,7 @@ type GrantToken struct {
 
 func (x *GrantToken) Reset() {
 	*x = GrantToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[41]
+	mi := &file_proto_corepb_core_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3614,7 +3830,7 @@ func (x *GrantToken) String() string {
 func (*GrantToken) ProtoMessage() {}
 
 func (x *GrantToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[41]
+	mi := &file_proto_corepb_core_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3627,7 +3843,7 @@ func (x *GrantToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantToken.ProtoReflect.Descriptor instead.
 func (*GrantToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{41}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GrantToken) GetTokenId() uint64 {
@@ -3662,7 +3878,7 @@ type OpenToken struct {
 
 func (x *OpenToken) Reset() {
 	*x = OpenToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	mi := &file_proto_corepb_core_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3674,7 +3890,7 @@ func (x *OpenToken) String() string {
 func (*OpenToken) ProtoMessage() {}
 
 func (x *OpenToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[42]
+	mi := &file_proto_corepb_core_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3687,7 +3903,7 @@ func (x *OpenToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenToken.ProtoReflect.Descriptor instead.
 func (*OpenToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{42}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *OpenToken) GetTokenId() uint64 {
@@ -3717,7 +3933,7 @@ type FilterToken struct {
 
 func (x *FilterToken) Reset() {
 	*x = FilterToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	mi := &file_proto_corepb_core_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3729,7 +3945,7 @@ func (x *FilterToken) String() string {
 func (*FilterToken) ProtoMessage() {}
 
 func (x *FilterToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[43]
+	mi := &file_proto_corepb_core_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3742,7 +3958,7 @@ func (x *FilterToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterToken.ProtoReflect.Descriptor instead.
 func (*FilterToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{43}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FilterToken) GetTokenId() uint64 {
@@ -3791,7 +4007,7 @@ type AdjustPrivileges struct {
 
 func (x *AdjustPrivileges) Reset() {
 	*x = AdjustPrivileges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	mi := &file_proto_corepb_core_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +4019,7 @@ func (x *AdjustPrivileges) String() string {
 func (*AdjustPrivileges) ProtoMessage() {}
 
 func (x *AdjustPrivileges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[44]
+	mi := &file_proto_corepb_core_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3816,7 +4032,7 @@ func (x *AdjustPrivileges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdjustPrivileges.ProtoReflect.Descriptor instead.
 func (*AdjustPrivileges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{44}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AdjustPrivileges) GetTokenId() uint64 {
@@ -3851,7 +4067,7 @@ type AdjustGroups struct {
 
 func (x *AdjustGroups) Reset() {
 	*x = AdjustGroups{}
-	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	mi := &file_proto_corepb_core_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3863,7 +4079,7 @@ func (x *AdjustGroups) String() string {
 func (*AdjustGroups) ProtoMessage() {}
 
 func (x *AdjustGroups) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[45]
+	mi := &file_proto_corepb_core_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3876,7 +4092,7 @@ func (x *AdjustGroups) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdjustGroups.ProtoReflect.Descriptor instead.
 func (*AdjustGroups) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{45}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AdjustGroups) GetTokenId() uint64 {
@@ -3913,7 +4129,7 @@ type Adjusted struct {
 
 func (x *Adjusted) Reset() {
 	*x = Adjusted{}
-	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	mi := &file_proto_corepb_core_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3925,7 +4141,7 @@ func (x *Adjusted) String() string {
 func (*Adjusted) ProtoMessage() {}
 
 func (x *Adjusted) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[46]
+	mi := &file_proto_corepb_core_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3938,7 +4154,7 @@ func (x *Adjusted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adjusted.ProtoReflect.Descriptor instead.
 func (*Adjusted) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{46}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Adjusted) GetToken() *Token {
@@ -3983,7 +4199,7 @@ type SetToken struct {
 
 func (x *SetToken) Reset() {
 	*x = SetToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	mi := &file_proto_corepb_core_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3995,7 +4211,7 @@ func (x *SetToken) String() string {
 func (*SetToken) ProtoMessage() {}
 
 func (x *SetToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[47]
+	mi := &file_proto_corepb_core_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4008,7 +4224,7 @@ func (x *SetToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetToken.ProtoReflect.Descriptor instead.
 func (*SetToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{47}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SetToken) GetTokenId() uint64 {
@@ -4054,7 +4270,7 @@ type NewLogonSession struct {
 
 func (x *NewLogonSession) Reset() {
 	*x = NewLogonSession{}
-	mi := &file_proto_corepb_core_proto_msgTypes[48]
+	mi := &file_proto_corepb_core_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4066,7 +4282,7 @@ func (x *NewLogonSession) String() string {
 func (*NewLogonSession) ProtoMessage() {}
 
 func (x *NewLogonSession) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[48]
+	mi := &file_proto_corepb_core_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4079,7 +4295,7 @@ func (x *NewLogonSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewLogonSession.ProtoReflect.Descriptor instead.
 func (*NewLogonSession) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{48}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{50}
 }
 
 type LUID struct {
@@ -4091,7 +4307,7 @@ type LUID struct {
 
 func (x *LUID) Reset() {
 	*x = LUID{}
-	mi := &file_proto_corepb_core_proto_msgTypes[49]
+	mi := &file_proto_corepb_core_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4103,7 +4319,7 @@ func (x *LUID) String() string {
 func (*LUID) ProtoMessage() {}
 
 func (x *LUID) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[49]
+	mi := &file_proto_corepb_core_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4116,7 +4332,7 @@ func (x *LUID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LUID.ProtoReflect.Descriptor instead.
 func (*LUID) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{49}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LUID) GetLuid() uint64 {
@@ -4135,7 +4351,7 @@ type EndLogonSession struct {
 
 func (x *EndLogonSession) Reset() {
 	*x = EndLogonSession{}
-	mi := &file_proto_corepb_core_proto_msgTypes[50]
+	mi := &file_proto_corepb_core_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4147,7 +4363,7 @@ func (x *EndLogonSession) String() string {
 func (*EndLogonSession) ProtoMessage() {}
 
 func (x *EndLogonSession) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[50]
+	mi := &file_proto_corepb_core_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4160,7 +4376,7 @@ func (x *EndLogonSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLogonSession.ProtoReflect.Descriptor instead.
 func (*EndLogonSession) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{50}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *EndLogonSession) GetAuthenticationId() uint64 {
@@ -4178,7 +4394,7 @@ type RegisterSpawner struct {
 
 func (x *RegisterSpawner) Reset() {
 	*x = RegisterSpawner{}
-	mi := &file_proto_corepb_core_proto_msgTypes[51]
+	mi := &file_proto_corepb_core_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4190,7 +4406,7 @@ func (x *RegisterSpawner) String() string {
 func (*RegisterSpawner) ProtoMessage() {}
 
 func (x *RegisterSpawner) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[51]
+	mi := &file_proto_corepb_core_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4203,7 +4419,7 @@ func (x *RegisterSpawner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterSpawner.ProtoReflect.Descriptor instead.
 func (*RegisterSpawner) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{51}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{53}
 }
 
 type AssignToken struct {
@@ -4215,7 +4431,7 @@ type AssignToken struct {
 
 func (x *AssignToken) Reset() {
 	*x = AssignToken{}
-	mi := &file_proto_corepb_core_proto_msgTypes[52]
+	mi := &file_proto_corepb_core_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4443,7 @@ func (x *AssignToken) String() string {
 func (*AssignToken) ProtoMessage() {}
 
 func (x *AssignToken) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[52]
+	mi := &file_proto_corepb_core_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4456,7 @@ func (x *AssignToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignToken.ProtoReflect.Descriptor instead.
 func (*AssignToken) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{52}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AssignToken) GetTokenId() uint64 {
@@ -4258,7 +4474,7 @@ type Disown struct {
 
 func (x *Disown) Reset() {
 	*x = Disown{}
-	mi := &file_proto_corepb_core_proto_msgTypes[53]
+	mi := &file_proto_corepb_core_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4270,7 +4486,7 @@ func (x *Disown) String() string {
 func (*Disown) ProtoMessage() {}
 
 func (x *Disown) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[53]
+	mi := &file_proto_corepb_core_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4283,7 +4499,7 @@ func (x *Disown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disown.ProtoReflect.Descriptor instead.
 func (*Disown) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{53}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{55}
 }
 
 // Denial is one refusal, as the core logs it.
@@ -4309,7 +4525,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_proto_corepb_core_proto_msgTypes[54]
+	mi := &file_proto_corepb_core_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4537,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[54]
+	mi := &file_proto_corepb_core_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4550,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{54}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Denial) GetDecision() uint64 {
@@ -4448,7 +4664,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_proto_corepb_core_proto_msgTypes[55]
+	mi := &file_proto_corepb_core_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4460,7 +4676,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[55]
+	mi := &file_proto_corepb_core_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4473,7 +4689,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{55}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Decision) GetDecision() uint64 {
@@ -4520,7 +4736,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_proto_corepb_core_proto_msgTypes[56]
+	mi := &file_proto_corepb_core_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +4748,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[56]
+	mi := &file_proto_corepb_core_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +4761,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{56}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Explain) GetDecision() uint64 {
@@ -4569,7 +4785,7 @@ type Evaluate struct {
 
 func (x *Evaluate) Reset() {
 	*x = Evaluate{}
-	mi := &file_proto_corepb_core_proto_msgTypes[57]
+	mi := &file_proto_corepb_core_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +4797,7 @@ func (x *Evaluate) String() string {
 func (*Evaluate) ProtoMessage() {}
 
 func (x *Evaluate) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[57]
+	mi := &file_proto_corepb_core_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +4810,7 @@ func (x *Evaluate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluate.ProtoReflect.Descriptor instead.
 func (*Evaluate) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{57}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Evaluate) GetName() string {
@@ -4644,7 +4860,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_proto_corepb_core_proto_msgTypes[58]
+	mi := &file_proto_corepb_core_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +4872,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[58]
+	mi := &file_proto_corepb_core_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +4885,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{58}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *List) GetKind() Kind {
@@ -4707,7 +4923,7 @@ type Page struct {
 
 func (x *Page) Reset() {
 	*x = Page{}
-	mi := &file_proto_corepb_core_proto_msgTypes[59]
+	mi := &file_proto_corepb_core_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4719,7 +4935,7 @@ func (x *Page) String() string {
 func (*Page) ProtoMessage() {}
 
 func (x *Page) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[59]
+	mi := &file_proto_corepb_core_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4732,7 +4948,7 @@ func (x *Page) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Page.ProtoReflect.Descriptor instead.
 func (*Page) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{59}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Page) GetObjects() []*Object {
@@ -4795,7 +5011,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_proto_corepb_core_proto_msgTypes[60]
+	mi := &file_proto_corepb_core_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4807,7 +5023,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[60]
+	mi := &file_proto_corepb_core_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4820,7 +5036,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{60}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Object) GetName() string {
@@ -4915,7 +5131,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_proto_corepb_core_proto_msgTypes[61]
+	mi := &file_proto_corepb_core_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4927,7 +5143,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[61]
+	mi := &file_proto_corepb_core_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4940,7 +5156,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{61}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Connection) GetId() uint64 {
@@ -5055,7 +5271,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_proto_corepb_core_proto_msgTypes[62]
+	mi := &file_proto_corepb_core_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5067,7 +5283,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[62]
+	mi := &file_proto_corepb_core_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5080,7 +5296,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{62}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Attachment) GetIdentity() *Identity {
@@ -5136,7 +5352,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_proto_corepb_core_proto_msgTypes[63]
+	mi := &file_proto_corepb_core_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5148,7 +5364,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[63]
+	mi := &file_proto_corepb_core_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5161,7 +5377,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{63}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TokenInfo) GetToken() *Token {
@@ -5194,7 +5410,7 @@ type QueryCharges struct {
 
 func (x *QueryCharges) Reset() {
 	*x = QueryCharges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[64]
+	mi := &file_proto_corepb_core_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5206,7 +5422,7 @@ func (x *QueryCharges) String() string {
 func (*QueryCharges) ProtoMessage() {}
 
 func (x *QueryCharges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[64]
+	mi := &file_proto_corepb_core_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5219,7 +5435,7 @@ func (x *QueryCharges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryCharges.ProtoReflect.Descriptor instead.
 func (*QueryCharges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{64}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *QueryCharges) GetAll() bool {
@@ -5240,7 +5456,7 @@ type Charge struct {
 
 func (x *Charge) Reset() {
 	*x = Charge{}
-	mi := &file_proto_corepb_core_proto_msgTypes[65]
+	mi := &file_proto_corepb_core_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5252,7 +5468,7 @@ func (x *Charge) String() string {
 func (*Charge) ProtoMessage() {}
 
 func (x *Charge) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[65]
+	mi := &file_proto_corepb_core_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5265,7 +5481,7 @@ func (x *Charge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charge.ProtoReflect.Descriptor instead.
 func (*Charge) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{65}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Charge) GetResource() string {
@@ -5299,7 +5515,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_proto_corepb_core_proto_msgTypes[66]
+	mi := &file_proto_corepb_core_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5311,7 +5527,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[66]
+	mi := &file_proto_corepb_core_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5324,7 +5540,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{66}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Account) GetUid() uint32 {
@@ -5350,7 +5566,7 @@ type Charges struct {
 
 func (x *Charges) Reset() {
 	*x = Charges{}
-	mi := &file_proto_corepb_core_proto_msgTypes[67]
+	mi := &file_proto_corepb_core_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5362,7 +5578,7 @@ func (x *Charges) String() string {
 func (*Charges) ProtoMessage() {}
 
 func (x *Charges) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_corepb_core_proto_msgTypes[67]
+	mi := &file_proto_corepb_core_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5375,7 +5591,7 @@ func (x *Charges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charges.ProtoReflect.Descriptor instead.
 func (*Charges) Descriptor() ([]byte, []int) {
-	return file_proto_corepb_core_proto_rawDescGZIP(), []int{67}
+	return file_proto_corepb_core_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Charges) GetAccounts() []*Account {
@@ -5647,7 +5863,7 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\tprivilege\x18\x01 \x01(\rR\tprivilege\x12\x1e\n" +
 	"\n" +
 	"attributes\x18\x02 \x01(\rR\n" +
-	"attributes\"\xa7\x05\n" +
+	"attributes\"\x98\t\n" +
 	"\x05Token\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\x04R\atokenId\x12+\n" +
 	"\x11authentication_id\x18\x02 \x01(\x04R\x10authenticationId\x12\x1f\n" +
@@ -5677,7 +5893,30 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\tsource_id\x18\x12 \x01(\x04R\bsourceId\x12\x1e\n" +
 	"\n" +
 	"expiration\x18\x13 \x01(\x03R\n" +
-	"expiration\":\n" +
+	"expiration\x12)\n" +
+	"\x10write_restricted\x18\x14 \x01(\bR\x0fwriteRestricted\x12#\n" +
+	"\rapp_container\x18\x15 \x01(\tR\fappContainer\x129\n" +
+	"\fcapabilities\x18\x16 \x03(\v2\x15.sallyport.core.GroupR\fcapabilities\x12#\n" +
+	"\rlow_privilege\x18\x17 \x01(\bR\flowPrivilege\x12\x1f\n" +
+	"\vtrust_level\x18\x18 \x01(\tR\n" +
+	"trustLevel\x12\x1c\n" +
+	"\televation\x18\x19 \x01(\rR\televation\x12\x16\n" +
+	"\x06linked\x18\x1a \x01(\x04R\x06linked\x126\n" +
+	"\vuser_claims\x18\x1b \x03(\v2\x15.sallyport.core.ClaimR\n" +
+	"userClaims\x12:\n" +
+	"\rdevice_claims\x18\x1c \x03(\v2\x15.sallyport.core.ClaimR\fdeviceClaims\x128\n" +
+	"\flocal_claims\x18\x1d \x03(\v2\x15.sallyport.core.ClaimR\vlocalClaims\x12:\n" +
+	"\rdevice_groups\x18\x1e \x03(\v2\x15.sallyport.core.GroupR\fdeviceGroups\"y\n" +
+	"\x05Claim\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
+	"\x05flags\x18\x03 \x01(\rR\x05flags\x122\n" +
+	"\x06values\x18\x04 \x03(\v2\x1a.sallyport.core.ClaimValueR\x06values\"J\n" +
+	"\n" +
+	"ClaimValue\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\x12\x10\n" +
+	"\x03sid\x18\x03 \x01(\tR\x03sid\":\n" +
 	"\vCreateToken\x12+\n" +
 	"\x05token\x18\x01 \x01(\v2\x15.sallyport.core.TokenR\x05token\"\xb9\x02\n" +
 	"\x0eDuplicateToken\x12\x19\n" +
@@ -5874,7 +6113,7 @@ func file_proto_corepb_core_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_corepb_core_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_corepb_core_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_proto_corepb_core_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_proto_corepb_core_proto_goTypes = []any{
 	(Kind)(0),                     // 0: sallyport.core.Kind
 	(*ToCore)(nil),                // 1: sallyport.core.ToCore
@@ -5915,36 +6154,38 @@ var file_proto_corepb_core_proto_goTypes = []any{
 	(*Group)(nil),                 // 36: sallyport.core.Group
 	(*Privilege)(nil),             // 37: sallyport.core.Privilege
 	(*Token)(nil),                 // 38: sallyport.core.Token
-	(*CreateToken)(nil),           // 39: sallyport.core.CreateToken
-	(*DuplicateToken)(nil),        // 40: sallyport.core.DuplicateToken
-	(*TokenRef)(nil),              // 41: sallyport.core.TokenRef
-	(*GrantToken)(nil),            // 42: sallyport.core.GrantToken
-	(*OpenToken)(nil),             // 43: sallyport.core.OpenToken
-	(*FilterToken)(nil),           // 44: sallyport.core.FilterToken
-	(*AdjustPrivileges)(nil),      // 45: sallyport.core.AdjustPrivileges
-	(*AdjustGroups)(nil),          // 46: sallyport.core.AdjustGroups
-	(*Adjusted)(nil),              // 47: sallyport.core.Adjusted
-	(*SetToken)(nil),              // 48: sallyport.core.SetToken
-	(*NewLogonSession)(nil),       // 49: sallyport.core.NewLogonSession
-	(*LUID)(nil),                  // 50: sallyport.core.LUID
-	(*EndLogonSession)(nil),       // 51: sallyport.core.EndLogonSession
-	(*RegisterSpawner)(nil),       // 52: sallyport.core.RegisterSpawner
-	(*AssignToken)(nil),           // 53: sallyport.core.AssignToken
-	(*Disown)(nil),                // 54: sallyport.core.Disown
-	(*Denial)(nil),                // 55: sallyport.core.Denial
-	(*Decision)(nil),              // 56: sallyport.core.Decision
-	(*Explain)(nil),               // 57: sallyport.core.Explain
-	(*Evaluate)(nil),              // 58: sallyport.core.Evaluate
-	(*List)(nil),                  // 59: sallyport.core.List
-	(*Page)(nil),                  // 60: sallyport.core.Page
-	(*Object)(nil),                // 61: sallyport.core.Object
-	(*Connection)(nil),            // 62: sallyport.core.Connection
-	(*Attachment)(nil),            // 63: sallyport.core.Attachment
-	(*TokenInfo)(nil),             // 64: sallyport.core.TokenInfo
-	(*QueryCharges)(nil),          // 65: sallyport.core.QueryCharges
-	(*Charge)(nil),                // 66: sallyport.core.Charge
-	(*Account)(nil),               // 67: sallyport.core.Account
-	(*Charges)(nil),               // 68: sallyport.core.Charges
+	(*Claim)(nil),                 // 39: sallyport.core.Claim
+	(*ClaimValue)(nil),            // 40: sallyport.core.ClaimValue
+	(*CreateToken)(nil),           // 41: sallyport.core.CreateToken
+	(*DuplicateToken)(nil),        // 42: sallyport.core.DuplicateToken
+	(*TokenRef)(nil),              // 43: sallyport.core.TokenRef
+	(*GrantToken)(nil),            // 44: sallyport.core.GrantToken
+	(*OpenToken)(nil),             // 45: sallyport.core.OpenToken
+	(*FilterToken)(nil),           // 46: sallyport.core.FilterToken
+	(*AdjustPrivileges)(nil),      // 47: sallyport.core.AdjustPrivileges
+	(*AdjustGroups)(nil),          // 48: sallyport.core.AdjustGroups
+	(*Adjusted)(nil),              // 49: sallyport.core.Adjusted
+	(*SetToken)(nil),              // 50: sallyport.core.SetToken
+	(*NewLogonSession)(nil),       // 51: sallyport.core.NewLogonSession
+	(*LUID)(nil),                  // 52: sallyport.core.LUID
+	(*EndLogonSession)(nil),       // 53: sallyport.core.EndLogonSession
+	(*RegisterSpawner)(nil),       // 54: sallyport.core.RegisterSpawner
+	(*AssignToken)(nil),           // 55: sallyport.core.AssignToken
+	(*Disown)(nil),                // 56: sallyport.core.Disown
+	(*Denial)(nil),                // 57: sallyport.core.Denial
+	(*Decision)(nil),              // 58: sallyport.core.Decision
+	(*Explain)(nil),               // 59: sallyport.core.Explain
+	(*Evaluate)(nil),              // 60: sallyport.core.Evaluate
+	(*List)(nil),                  // 61: sallyport.core.List
+	(*Page)(nil),                  // 62: sallyport.core.Page
+	(*Object)(nil),                // 63: sallyport.core.Object
+	(*Connection)(nil),            // 64: sallyport.core.Connection
+	(*Attachment)(nil),            // 65: sallyport.core.Attachment
+	(*TokenInfo)(nil),             // 66: sallyport.core.TokenInfo
+	(*QueryCharges)(nil),          // 67: sallyport.core.QueryCharges
+	(*Charge)(nil),                // 68: sallyport.core.Charge
+	(*Account)(nil),               // 69: sallyport.core.Account
+	(*Charges)(nil),               // 70: sallyport.core.Charges
 }
 var file_proto_corepb_core_proto_depIdxs = []int32{
 	7,  // 0: sallyport.core.ToCore.hello:type_name -> sallyport.core.Hello
@@ -5960,26 +6201,26 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	33, // 10: sallyport.core.ToCore.create_directory:type_name -> sallyport.core.CreateDirectory
 	34, // 11: sallyport.core.ToCore.create_symbolic_link:type_name -> sallyport.core.CreateSymbolicLink
 	35, // 12: sallyport.core.ToCore.remove:type_name -> sallyport.core.Remove
-	39, // 13: sallyport.core.ToCore.create_token:type_name -> sallyport.core.CreateToken
-	40, // 14: sallyport.core.ToCore.duplicate_token:type_name -> sallyport.core.DuplicateToken
-	41, // 15: sallyport.core.ToCore.query_token:type_name -> sallyport.core.TokenRef
-	41, // 16: sallyport.core.ToCore.close_token:type_name -> sallyport.core.TokenRef
-	42, // 17: sallyport.core.ToCore.grant_token:type_name -> sallyport.core.GrantToken
-	49, // 18: sallyport.core.ToCore.new_logon_session:type_name -> sallyport.core.NewLogonSession
-	51, // 19: sallyport.core.ToCore.end_logon_session:type_name -> sallyport.core.EndLogonSession
-	52, // 20: sallyport.core.ToCore.register_spawner:type_name -> sallyport.core.RegisterSpawner
-	53, // 21: sallyport.core.ToCore.assign_token:type_name -> sallyport.core.AssignToken
-	54, // 22: sallyport.core.ToCore.disown:type_name -> sallyport.core.Disown
-	55, // 23: sallyport.core.ToCore.report_denial:type_name -> sallyport.core.Denial
-	57, // 24: sallyport.core.ToCore.explain:type_name -> sallyport.core.Explain
-	58, // 25: sallyport.core.ToCore.evaluate:type_name -> sallyport.core.Evaluate
-	59, // 26: sallyport.core.ToCore.list:type_name -> sallyport.core.List
-	65, // 27: sallyport.core.ToCore.query_charges:type_name -> sallyport.core.QueryCharges
-	43, // 28: sallyport.core.ToCore.open_token:type_name -> sallyport.core.OpenToken
-	44, // 29: sallyport.core.ToCore.filter_token:type_name -> sallyport.core.FilterToken
-	45, // 30: sallyport.core.ToCore.adjust_privileges:type_name -> sallyport.core.AdjustPrivileges
-	46, // 31: sallyport.core.ToCore.adjust_groups:type_name -> sallyport.core.AdjustGroups
-	48, // 32: sallyport.core.ToCore.set_token:type_name -> sallyport.core.SetToken
+	41, // 13: sallyport.core.ToCore.create_token:type_name -> sallyport.core.CreateToken
+	42, // 14: sallyport.core.ToCore.duplicate_token:type_name -> sallyport.core.DuplicateToken
+	43, // 15: sallyport.core.ToCore.query_token:type_name -> sallyport.core.TokenRef
+	43, // 16: sallyport.core.ToCore.close_token:type_name -> sallyport.core.TokenRef
+	44, // 17: sallyport.core.ToCore.grant_token:type_name -> sallyport.core.GrantToken
+	51, // 18: sallyport.core.ToCore.new_logon_session:type_name -> sallyport.core.NewLogonSession
+	53, // 19: sallyport.core.ToCore.end_logon_session:type_name -> sallyport.core.EndLogonSession
+	54, // 20: sallyport.core.ToCore.register_spawner:type_name -> sallyport.core.RegisterSpawner
+	55, // 21: sallyport.core.ToCore.assign_token:type_name -> sallyport.core.AssignToken
+	56, // 22: sallyport.core.ToCore.disown:type_name -> sallyport.core.Disown
+	57, // 23: sallyport.core.ToCore.report_denial:type_name -> sallyport.core.Denial
+	59, // 24: sallyport.core.ToCore.explain:type_name -> sallyport.core.Explain
+	60, // 25: sallyport.core.ToCore.evaluate:type_name -> sallyport.core.Evaluate
+	61, // 26: sallyport.core.ToCore.list:type_name -> sallyport.core.List
+	67, // 27: sallyport.core.ToCore.query_charges:type_name -> sallyport.core.QueryCharges
+	45, // 28: sallyport.core.ToCore.open_token:type_name -> sallyport.core.OpenToken
+	46, // 29: sallyport.core.ToCore.filter_token:type_name -> sallyport.core.FilterToken
+	47, // 30: sallyport.core.ToCore.adjust_privileges:type_name -> sallyport.core.AdjustPrivileges
+	48, // 31: sallyport.core.ToCore.adjust_groups:type_name -> sallyport.core.AdjustGroups
+	50, // 32: sallyport.core.ToCore.set_token:type_name -> sallyport.core.SetToken
 	19, // 33: sallyport.core.ToCore.create_security_context:type_name -> sallyport.core.CreateSecurityContext
 	21, // 34: sallyport.core.ToCore.delete_security_context:type_name -> sallyport.core.DeleteSecurityContext
 	3,  // 35: sallyport.core.FromCore.reply:type_name -> sallyport.core.Reply
@@ -5990,13 +6231,13 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	17, // 40: sallyport.core.Reply.connect:type_name -> sallyport.core.ConnectReply
 	25, // 41: sallyport.core.Reply.accept:type_name -> sallyport.core.AcceptReply
 	38, // 42: sallyport.core.Reply.token:type_name -> sallyport.core.Token
-	50, // 43: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
-	56, // 44: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
-	55, // 45: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
-	60, // 46: sallyport.core.Reply.page:type_name -> sallyport.core.Page
-	68, // 47: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
+	52, // 43: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
+	58, // 44: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
+	57, // 45: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
+	62, // 46: sallyport.core.Reply.page:type_name -> sallyport.core.Page
+	70, // 47: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
 	4,  // 48: sallyport.core.Reply.section:type_name -> sallyport.core.Empty
-	47, // 49: sallyport.core.Reply.adjusted:type_name -> sallyport.core.Adjusted
+	49, // 49: sallyport.core.Reply.adjusted:type_name -> sallyport.core.Adjusted
 	20, // 50: sallyport.core.Reply.security_context:type_name -> sallyport.core.SecurityContext
 	18, // 51: sallyport.core.Notice.connect_request:type_name -> sallyport.core.ConnectRequest
 	23, // 52: sallyport.core.Notice.connect_cancelled:type_name -> sallyport.core.ConnectCancelled
@@ -6018,29 +6259,35 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	36, // 68: sallyport.core.Token.groups:type_name -> sallyport.core.Group
 	37, // 69: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
 	36, // 70: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
-	38, // 71: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
-	37, // 72: sallyport.core.AdjustPrivileges.privileges:type_name -> sallyport.core.Privilege
-	36, // 73: sallyport.core.AdjustGroups.groups:type_name -> sallyport.core.Group
-	38, // 74: sallyport.core.Adjusted.token:type_name -> sallyport.core.Token
-	37, // 75: sallyport.core.Adjusted.privileges:type_name -> sallyport.core.Privilege
-	36, // 76: sallyport.core.Adjusted.groups:type_name -> sallyport.core.Group
-	38, // 77: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
-	0,  // 78: sallyport.core.List.kind:type_name -> sallyport.core.Kind
-	61, // 79: sallyport.core.Page.objects:type_name -> sallyport.core.Object
-	62, // 80: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
-	63, // 81: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
-	64, // 82: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
-	55, // 83: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
-	10, // 84: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 85: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
-	38, // 86: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
-	66, // 87: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
-	67, // 88: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
-	89, // [89:89] is the sub-list for method output_type
-	89, // [89:89] is the sub-list for method input_type
-	89, // [89:89] is the sub-list for extension type_name
-	89, // [89:89] is the sub-list for extension extendee
-	0,  // [0:89] is the sub-list for field type_name
+	36, // 71: sallyport.core.Token.capabilities:type_name -> sallyport.core.Group
+	39, // 72: sallyport.core.Token.user_claims:type_name -> sallyport.core.Claim
+	39, // 73: sallyport.core.Token.device_claims:type_name -> sallyport.core.Claim
+	39, // 74: sallyport.core.Token.local_claims:type_name -> sallyport.core.Claim
+	36, // 75: sallyport.core.Token.device_groups:type_name -> sallyport.core.Group
+	40, // 76: sallyport.core.Claim.values:type_name -> sallyport.core.ClaimValue
+	38, // 77: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
+	37, // 78: sallyport.core.AdjustPrivileges.privileges:type_name -> sallyport.core.Privilege
+	36, // 79: sallyport.core.AdjustGroups.groups:type_name -> sallyport.core.Group
+	38, // 80: sallyport.core.Adjusted.token:type_name -> sallyport.core.Token
+	37, // 81: sallyport.core.Adjusted.privileges:type_name -> sallyport.core.Privilege
+	36, // 82: sallyport.core.Adjusted.groups:type_name -> sallyport.core.Group
+	38, // 83: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
+	0,  // 84: sallyport.core.List.kind:type_name -> sallyport.core.Kind
+	63, // 85: sallyport.core.Page.objects:type_name -> sallyport.core.Object
+	64, // 86: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
+	65, // 87: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
+	66, // 88: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
+	57, // 89: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
+	10, // 90: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 91: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
+	38, // 92: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
+	68, // 93: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
+	69, // 94: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
+	95, // [95:95] is the sub-list for method output_type
+	95, // [95:95] is the sub-list for method input_type
+	95, // [95:95] is the sub-list for extension type_name
+	95, // [95:95] is the sub-list for extension extendee
+	0,  // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_proto_corepb_core_proto_init() }
@@ -6114,14 +6361,14 @@ func file_proto_corepb_core_proto_init() {
 		(*Notice_SenderChanged)(nil),
 		(*Notice_TokenChanged)(nil),
 	}
-	file_proto_corepb_core_proto_msgTypes[47].OneofWrappers = []any{}
+	file_proto_corepb_core_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_corepb_core_proto_rawDesc), len(file_proto_corepb_core_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   68,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
