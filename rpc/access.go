@@ -54,11 +54,11 @@ type Interface struct {
 
 // service is a registered service after the first Serve: never written again.
 type service struct {
-	name     string
-	impl     any
-	guard    Interface
-	mapping  security.GenericMapping
-	names    security.RightNames
+	name    string
+	impl    any
+	guard   Interface
+	mapping security.GenericMapping
+	names   security.RightNames
 }
 
 // method is one way into the server.
