@@ -89,7 +89,7 @@ func (a *app) verbs() []struct {
 		make  func(*app) *cobra.Command
 	}{
 		{"begin", tourCommand}, {"begin", upCommand}, {"begin", statusCommand}, {"begin", doctorCommand}, {"begin", downCommand},
-		{"look", portsCommand}, {"look", portCommand}, {"look", callCommand}, {"look", explainCommand}, {"look", whoamiCommand},
+		{"look", portsCommand}, {"look", portCommand}, {"look", callCommand}, {"look", explainCommand}, {"look", sdCommand}, {"look", whoamiCommand},
 		{"use", userCommand}, {"use", logonCommand}, {"use", sessionCommand}, {"use", consoleCommand}, {"use", scCommand},
 		{"", serverCommand}, {"", coreCommand}, {"", smssCommand}, {"", demoServiceCommand},
 	}
