@@ -16,6 +16,8 @@ const (
 	aceHeaderSize    = 4
 	sidHeaderSize    = 8
 
+	rmControlValid Control = 0x4000
+
 	aclRevision   = 2
 	aclRevisionDS = 4 // there are object entries
 

@@ -139,6 +139,77 @@ func (c binaryCase) run(domain security.SID) error {
 	return nil
 }
 
+func TestPublishedInheritance(t *testing.T) {
+	score := scores{required: map[string]int{"reactos_assign": 100, "samba_smb2_inherit": 100}}
+	for _, c := range readCases[inheritCase](t, "sd_inherit.json") {
+		score.add(c.Group, c.ID, c.run(t))
+	}
+	score.report(t)
+}
+
+type inheritCase struct {
+	ID, Group string
+	Token     *struct {
+		DefaultOwner string `json:"default_owner"`
+		PrimaryGroup string `json:"primary_group"`
+		DefaultDACL  string `json:"default_dacl"`
+	}
+	Mapping           map[string]string
+	Creator           string `json:"creator_owner"`
+	Parent, Explicit  *string
+	ExplicitDefaulted bool   `json:"explicit_dacl_defaulted"`
+	Container         bool   `json:"is_container"`
+	DACL              string `json:"expect_dacl"`
+	Owner             string `json:"expect_owner"`
+	Group2            string `json:"expect_group"`
+	Defaulted         bool   `json:"expect_dacl_defaulted"`
+}
+
+func (c inheritCase) run(t *testing.T) error {
+	n := security.NewObject{Token: &security.Token{Type: security.TokenPrimary}, Container: c.Container, Mapping: mappingOf(c.Mapping)}
+	if c.Token != nil {
+		n.Token.Owner, n.Token.PrimaryGroup = sid(t, c.Token.DefaultOwner), sid(t, c.Token.PrimaryGroup)
+		n.Token.DefaultDACL = parse(t, c.Token.DefaultDACL).DACL
+	} else {
+		n.Token.User.SID, n.Token.PrimaryGroup = sid(t, c.Creator), security.Users()
+		n.Token.DefaultDACL = parse(t, "D:(A;;FA;;;SY)").DACL
+		n.Mapping = security.GenericMapping{Read: 0x120089, Write: 0x120116, Execute: 0x1200a0, All: 0x1f01ff}
+	}
+	if c.Parent != nil {
+		n.Parent = parse(t, *c.Parent)
+	}
+	if c.Explicit != nil {
+		n.Explicit = parse(t, *c.Explicit)
+		if c.ExplicitDefaulted {
+			n.Explicit.Control |= security.DACLDefaulted
+		}
+	}
+	d, err := security.NewDescriptor(n)
+	if err != nil {
+		return err
+	}
+	got := (&security.Descriptor{Control: d.Control, DACL: d.DACL}).String()
+	if want := c.DACL; want == "DEFAULT" {
+		return differ("D:(A;;FA;;;SY)", got)
+	} else if err := differ(parse(t, want).String(), got); err != nil {
+		return err
+	}
+	if c.Token != nil {
+		return cmp.Or(differ(sid(t, c.Owner), d.Owner), differ(sid(t, c.Group2), d.Group),
+			differ(c.Defaulted, d.Control&security.DACLDefaulted != 0))
+	}
+	return nil
+}
+
+func mappingOf(m map[string]string) security.GenericMapping {
+	return security.GenericMapping{
+		Read:    security.AccessMask(hex(m["GENERIC_READ"])),
+		Write:   security.AccessMask(hex(m["GENERIC_WRITE"])),
+		Execute: security.AccessMask(hex(m["GENERIC_EXECUTE"])),
+		All:     security.AccessMask(hex(m["GENERIC_ALL"])),
+	}
+}
+
 type sidCase struct{ ID, Group, Input, Context, Expect string }
 
 type sddlCase struct{ ID, Group, SDDL, Canonical string }
@@ -193,12 +264,7 @@ func (c accessCase) run() error {
 	if err != nil {
 		return err
 	}
-	req := security.CheckRequest{Desired: security.AccessMask(hex(c.Desired)), Trace: true, Mapping: security.GenericMapping{
-		Read:    security.AccessMask(hex(c.Mapping["GENERIC_READ"])),
-		Write:   security.AccessMask(hex(c.Mapping["GENERIC_WRITE"])),
-		Execute: security.AccessMask(hex(c.Mapping["GENERIC_EXECUTE"])),
-		All:     security.AccessMask(hex(c.Mapping["GENERIC_ALL"])),
-	}}
+	req := security.CheckRequest{Desired: security.AccessMask(hex(c.Desired)), Trace: true, Mapping: mappingOf(c.Mapping)}
 	if req.Token, err = c.token(domain); err != nil {
 		return err
 	}

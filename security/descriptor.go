@@ -1,5 +1,7 @@
 package security
 
+import "sallyport/ntstatus"
+
 // Control is the descriptor's control word (MS-DTYP 2.4.6), NT's numbers.
 type Control uint16
 
@@ -82,4 +84,15 @@ func (d *Descriptor) MandatoryLabel() (label SID, policy AccessMask, entry int) 
 		}
 	}
 	return IntegrityMedium(), NoWriteUp, -1
+}
+
+// SetControl sets the bits of mask to those of bits (SetSecurityDescriptorControl). Only the bits about inheritance may be changed, and the
+// two that are reserved for callers; else it fails with InvalidParameter and changes nothing.
+func (d *Descriptor) SetControl(mask, bits Control) error {
+	const changeable = DACLAutoInheritReq | SACLAutoInheritReq | DACLAutoInherited | SACLAutoInherited | DACLProtected | SACLProtected | 0x40 | 0x80
+	if (mask|bits)&^changeable != 0 {
+		return ntstatus.Errorf("security.SetControl", "", ntstatus.InvalidParameter, "bits %#x", uint16((mask|bits)&^changeable))
+	}
+	d.Control = d.Control&^mask | bits&mask
+	return nil
 }
