@@ -159,6 +159,8 @@ func TestLevelOfAContextIsWhatTheClientMayTake(t *testing.T) {
 	plain, low, restricted, origin, low1 := alpctest.User(1001), alpctest.User(1001), alpctest.User(1001), alpctest.User(1001), alpctest.User(1002)
 	low.Integrity = security.IntegrityLow()
 	restricted.Restricted = []security.Group{{SID: security.Everyone()}, {SID: restricted.User.SID}}
+	delegated := alpctest.User(1001)
+	delegated.Type, delegated.Level = security.TokenImpersonation, security.LevelDelegation
 	low1.Type, low1.Level = security.TokenImpersonation, security.LevelIdentification
 	session, err := authority.NewLogonSession(ctx)
 	require.NoError(t, err)
@@ -171,12 +173,12 @@ func TestLevelOfAContextIsWhatTheClientMayTake(t *testing.T) {
 		asked         alpc.DialLevel
 		want          security.ImpersonationLevel
 	}{
-		"same user":                        {plain, alpctest.User(1001), alpc.DelegationLevel, delegation},
-		"same user, what was asked":        {plain, alpctest.User(1001), alpc.ImpersonationLevel, impersonation},
+		"same user":                        {plain, alpctest.User(1001), alpc.DelegationLevel, impersonation},
+		"same user, of delegation":         {plain, delegated, alpc.DelegationLevel, delegation},
 		"the default":                      {plain, alpctest.User(1001), alpc.DefaultLevel, identification},
 		"anonymous":                        {plain, alpctest.User(1001), alpc.AnonymousLevel, security.LevelAnonymous},
 		"another user":                     {plain, alpctest.User(1002), alpc.DelegationLevel, identification},
-		"SeImpersonate":                    {impersonator(), alpctest.User(1002), alpc.DelegationLevel, delegation},
+		"SeImpersonate":                    {impersonator(), alpctest.User(1002), alpc.DelegationLevel, impersonation},
 		"same origin":                      {origin, made, alpc.ImpersonationLevel, impersonation},
 		"another origin":                   {plain, made, alpc.ImpersonationLevel, identification},
 		"same user, but lower":             {low, alpctest.User(1001), alpc.ImpersonationLevel, identification},

@@ -98,6 +98,88 @@ func (s *System) OpenProcessToken(ctx context.Context, process *os.File, desired
 	return control.TokenFromWire(r.GetToken())
 }
 
+// Adjustment is what AdjustPrivileges and AdjustGroups have done. Where something changed, Token has a new ModifiedID, the
+// attachments whose own token it is know (System.Token), and so do the servers that follow it.
+type Adjustment struct {
+	Token      *security.Token
+	Privileges []security.TokenPrivilege // that changed, as they were
+	Groups     []security.Group          // likewise
+	// NotAllAssigned: the token does not hold all that was to be adjusted. It is a success: what it holds was adjusted.
+	NotAllAssigned bool
+}
+
+// FilterToken makes a token that can do less (NtFilterToken), which the caller then holds with the rights that it has on the first.
+// It needs TOKEN_DUPLICATE and no privilege. Statuses: NoToken, AccessDenied, InvalidParameter, QuotaExceeded.
+func (s *System) FilterToken(ctx context.Context, id security.LUID, o security.FilterOptions) (*security.Token, error) {
+	w := &corepb.FilterToken{TokenId: uint64(id)}
+	for flag, set := range map[uint32]bool{1: o.DisableMaxPrivilege, 4: o.Limited, 8: o.WriteRestricted} {
+		if set {
+			w.Flags |= flag
+		}
+	}
+	for _, sid := range o.Disable {
+		w.DenyOnly = append(w.DenyOnly, sid.String())
+	}
+	for _, sid := range o.Restrict {
+		w.Restrict = append(w.Restrict, sid.String())
+	}
+	for _, p := range o.Delete {
+		w.DeletePrivileges = append(w.DeletePrivileges, uint32(p))
+	}
+	return s.token(ctx, &corepb.ToCore{Request: &corepb.ToCore_FilterToken{FilterToken: w}})
+}
+
+// AdjustPrivileges switches privileges of a token on (PrivilegeEnabled) and off (0) or removes them for good (PrivilegeRemoved;
+// NtAdjustPrivilegesToken). It needs TOKEN_ADJUST_PRIVILEGES and TOKEN_QUERY, which everybody has on its own token.
+func (s *System) AdjustPrivileges(ctx context.Context, id security.LUID, changes ...security.TokenPrivilege) (Adjustment, error) {
+	w := &corepb.AdjustPrivileges{TokenId: uint64(id)}
+	for _, p := range changes {
+		w.Privileges = append(w.Privileges, &corepb.Privilege{Privilege: uint32(p.Privilege), Attributes: uint32(p.Attributes)})
+	}
+	return s.adjust(ctx, &corepb.ToCore{Request: &corepb.ToCore_AdjustPrivileges{AdjustPrivileges: w}})
+}
+
+// DisablePrivileges switches off all privileges of a token; they can be switched on again.
+func (s *System) DisablePrivileges(ctx context.Context, id security.LUID) (Adjustment, error) {
+	return s.adjust(ctx, &corepb.ToCore{Request: &corepb.ToCore_AdjustPrivileges{AdjustPrivileges: &corepb.AdjustPrivileges{TokenId: uint64(id), DisableAll: true}}})
+}
+
+// AdjustGroups switches groups of a token on (GroupEnabled) and off (NtAdjustGroupsToken). It needs TOKEN_ADJUST_GROUPS and
+// TOKEN_QUERY. Statuses: CantDisableMandatory, CantEnableDenyOnly; then nothing is changed.
+func (s *System) AdjustGroups(ctx context.Context, id security.LUID, changes ...security.Group) (Adjustment, error) {
+	w := &corepb.AdjustGroups{TokenId: uint64(id)}
+	for _, g := range changes {
+		w.Groups = append(w.Groups, &corepb.Group{Sid: g.SID.String(), Attributes: uint32(g.Attributes)})
+	}
+	return s.adjust(ctx, &corepb.ToCore{Request: &corepb.ToCore_AdjustGroups{AdjustGroups: w}})
+}
+
+// ResetGroups makes each group of a token as it is by default.
+func (s *System) ResetGroups(ctx context.Context, id security.LUID) (Adjustment, error) {
+	return s.adjust(ctx, &corepb.ToCore{Request: &corepb.ToCore_AdjustGroups{AdjustGroups: &corepb.AdjustGroups{TokenId: uint64(id), Reset_: true}}})
+}
+
+func (s *System) adjust(ctx context.Context, request *corepb.ToCore) (Adjustment, error) {
+	r, err := s.ask(ctx, request)
+	if err != nil {
+		return Adjustment{}, err
+	}
+	w := r.GetAdjusted()
+	out := Adjustment{NotAllAssigned: w.GetNotAllAssigned()}
+	for _, p := range w.GetPrivileges() {
+		out.Privileges = append(out.Privileges, security.TokenPrivilege{Privilege: security.Privilege(p.GetPrivilege()), Attributes: security.PrivilegeAttributes(p.GetAttributes())})
+	}
+	for _, g := range w.GetGroups() {
+		sid, err := security.ParseSID(g.GetSid())
+		if err != nil {
+			return Adjustment{}, err
+		}
+		out.Groups = append(out.Groups, security.Group{SID: sid, Attributes: security.GroupAttributes(g.GetAttributes())})
+	}
+	out.Token, err = control.TokenFromWire(w.GetToken())
+	return out, err
+}
+
 // SetToken changes a token (NtSetInformationToken) and returns it as it is then, with a new ModifiedID. Statuses: NoToken,
 // AccessDenied, PrivilegeNotHeld, InvalidOwner, InvalidPrimaryGroup, InvalidSecurityDescr, InvalidParameter where nothing is set.
 func (s *System) SetToken(ctx context.Context, id security.LUID, c TokenChange) (*security.Token, error) {

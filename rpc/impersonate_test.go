@@ -26,6 +26,48 @@ func caller(ctx context.Context, b *testpb.Book) (*testpb.Book, error) {
 	return &testpb.Book{Name: c.Token.User.SID.String(), Text: []byte(c.Level.String())}, nil
 }
 
+// TestNarrowedRightIsRefusedAtOnce: from the moment on at which the client has the answer to giving a group up, no server that follows
+// its token grants what took the group, whatever it granted before on the same connection.
+func TestNarrowedRightIsRefusedAtOnce(t *testing.T) {
+	for _, gear := range []alpc.Gear{alpc.GearSocket, alpc.GearShared} {
+		t.Run(gear.String(), func(t *testing.T) {
+			c, ctx := alpctest.Start(t), alpctest.Context(t)
+			token := alpctest.User(1001)
+			token.Groups = append(token.Groups, security.Group{SID: security.BackupOperators(), Attributes: security.GroupEnabled | security.GroupEnabledByDefault})
+			system, user := c.Attach(t, nil), c.Attach(t, token)
+			s := rpc.NewServer(rpc.ServerOptions{System: system})
+			testpb.RegisterLibraryServer(s, &library{})
+			s.Secure("sallyport.rpc.test.Library", rpc.Interface{
+				SDDL:    "O:SYG:SYD:(A;;0x3;;;BO)",
+				Resolve: func(context.Context, string) (*security.Descriptor, error) { return nil, nil },
+			})
+			l, err := system.Listen(ctx, `\RPC Control\library`, alpc.PortAttributes{SecurityDescriptor: "O:SYG:SYD:(A;;0x1;;;WD)", AutoAccept: true})
+			require.NoError(t, err)
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(ctx, l) }()
+			conn, err := rpc.Dial(ctx, user, `\RPC Control\library`, rpc.DialOptions{Port: alpc.DialOptions{Dynamic: true, Gear: gear}})
+			require.NoError(t, err)
+			fixed, err := rpc.Dial(ctx, user, `\RPC Control\library`, rpc.DialOptions{Port: alpc.DialOptions{Gear: gear}})
+			require.NoError(t, err)
+			follows, stays := testpb.NewLibraryClient(conn), testpb.NewLibraryClient(fixed)
+			for range 100 {
+				_, err = follows.Echo(ctx, &testpb.Book{})
+				require.NoError(t, err)
+				_, err := user.AdjustGroups(ctx, user.Token().TokenID, security.Group{SID: security.BackupOperators()})
+				require.NoError(t, err)
+				_, err = follows.Echo(ctx, &testpb.Book{})
+				require.ErrorIs(t, err, ntstatus.AccessDenied)
+				_, err = stays.Echo(ctx, &testpb.Book{})
+				require.NoError(t, err, "a connection that does not follow the token is what it was")
+				_, err = user.ResetGroups(ctx, user.Token().TokenID)
+				require.NoError(t, err)
+			}
+			s.Stop()
+			require.NoError(t, <-served)
+		})
+	}
+}
+
 func TestCallIsMadeUnderAnotherToken(t *testing.T) {
 	c, ctx := alpctest.Start(t), alpctest.Context(t)
 	system, user := c.Attach(t, nil), c.Attach(t, alpctest.User(1001))

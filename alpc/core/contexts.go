@@ -29,21 +29,13 @@ func (m *Machine) identify(c *connection) {
 	c.identity, c.told = identity(c.client, c.level, c.effectiveOnly), c.client.token.value.ModifiedID
 }
 
-// levelUnder is how far a caller may go with somebody's token (SeTokenCanImpersonate, FEATURES 1.3.b.7): all the way with
-// SeImpersonate, as the token's user, or as the one whose logon made it; else only as far as being known. Being the same user
-// is not enough for one that is below the token, or restricted or confined to a package where the token is not.
+// levelUnder is how far a caller may go with somebody's token; a process of a package is nobody outside of it.
 func levelUnder(caller, t *security.Token) security.ImpersonationLevel {
-	most := security.LevelDelegation
-	if t.Type == security.TokenImpersonation {
-		most = t.Level
+	level := caller.ImpersonationOf(t)
+	if !caller.AppContainer.IsZero() && caller.AppContainer != t.AppContainer {
+		level = min(level, security.LevelIdentification)
 	}
-	same := caller.User.SID == t.User.SID || t.OriginID != 0 && t.OriginID == caller.AuthenticationID
-	lower := caller.IntegrityLevel() < t.IntegrityLevel() || len(caller.Restricted) > 0 && len(t.Restricted) == 0 ||
-		!caller.AppContainer.IsZero() && caller.AppContainer != t.AppContainer
-	if caller.Has(security.SeImpersonate) || same && !lower {
-		return most
-	}
-	return min(most, security.LevelIdentification)
+	return level
 }
 
 // createContext registers a token that the client may send under (NtAlpcCreateSecurityContext). The server is told before
@@ -105,7 +97,6 @@ func (m *Machine) dropContext(c *connection, id uint32) {
 // change gives a token object its new value. Whoever has it as its own is told, and the servers that follow it, before
 // the one who asked is answered.
 func (m *Machine) change(t *token, v *security.Token) {
-	v.TokenID, v.ModifiedID = t.value.TokenID, m.newLUID()
 	t.value = v
 	for _, a := range sorted(m.attachments) {
 		if a.token == t && a.live {

@@ -60,6 +60,7 @@ const (
 	maxPortLines     = 8192     // connections of one port
 	maxContexts      = 64       // security contexts of one connection
 	maxTold          = 1024     // connections in one notice
+	maxFiltered      = 128      // SIDs and privileges of one filter
 	maxToken         = 40 << 10 // bytes of a token, marshalled: with a new default DACL and whom it concerns it still fits a frame
 
 	defaultMessageLength = 32 << 10

@@ -325,6 +325,12 @@ func (m *Machine) dispatch(a *attachment, e Requested, reply *corepb.Reply) (fai
 		return m.grantToken(a, r.GrantToken), false
 	case *corepb.ToCore_OpenToken:
 		return m.takeToken(a, r.OpenToken, e, reply), false
+	case *corepb.ToCore_FilterToken:
+		return m.filterToken(a, r.FilterToken, reply), false
+	case *corepb.ToCore_AdjustPrivileges:
+		return m.adjustPrivileges(a, r.AdjustPrivileges, reply), false
+	case *corepb.ToCore_AdjustGroups:
+		return m.adjustGroups(a, r.AdjustGroups, reply), false
 	case *corepb.ToCore_SetToken:
 		return m.setToken(a, r.SetToken, reply), false
 	case *corepb.ToCore_CreateSecurityContext:

@@ -275,7 +275,7 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 					known = append(known, r.GetToken().GetTokenId(), r.GetConnect().GetConnection())
 				}
 			}
-			switch rapid.IntRange(0, 24).Draw(t, "event") {
+			switch rapid.IntRange(0, 27).Draw(t, "event") {
 			case 0:
 				live = append(live, w.stated([]*security.Token{system(), user(1), user(2)}[rapid.IntRange(0, 2).Draw(t, "token")]))
 			case 1, 2:
@@ -322,6 +322,12 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 				}
 			case 23:
 				send(&corepb.ToCore{Request: &corepb.ToCore_DeleteSecurityContext{DeleteSecurityContext: &corepb.DeleteSecurityContext{Connection: number, Context: uint32(rapid.IntRange(0, 3).Draw(t, "context"))}}})
+			case 25:
+				send(&corepb.ToCore{Request: &corepb.ToCore_FilterToken{FilterToken: &corepb.FilterToken{TokenId: number, Flags: 1, Restrict: []string{"S-1-1-0"}}}})
+			case 26:
+				send(&corepb.ToCore{Request: &corepb.ToCore_AdjustPrivileges{AdjustPrivileges: &corepb.AdjustPrivileges{TokenId: number, DisableAll: rapid.Bool().Draw(t, "all"), Privileges: []*corepb.Privilege{{Privilege: 23, Attributes: 2}}}}})
+			case 27:
+				send(&corepb.ToCore{Request: &corepb.ToCore_AdjustGroups{AdjustGroups: &corepb.AdjustGroups{TokenId: number, Groups: []*corepb.Group{{Sid: "S-1-5-4"}}}}})
 			case 24:
 				send(&corepb.ToCore{Request: &corepb.ToCore_CloseToken{CloseToken: &corepb.TokenRef{TokenId: number}}})
 			case 19: // a process comes over the socket, perhaps as a child of another, and may be assigned a token
