@@ -1,7 +1,7 @@
 package security_test
 
 import (
-	hexa "encoding/hex"
+	"encoding/hex"
 	"errors"
 	"strings"
 	"testing"
@@ -106,12 +106,12 @@ func TestConditionsHaveTheBinaryFormOfMSDTYP(t *testing.T) {
 	} {
 		got, err := security.ParseCondition(text)
 		require.NoError(t, err)
-		binary, err := hexa.DecodeString(strings.ReplaceAll(want, " ", ""))
+		binary, err := hex.DecodeString(strings.ReplaceAll(want, " ", ""))
 		require.NoError(t, err)
 		for len(binary)%4 != 0 { // the padding is checked by the length alone
 			binary = append(binary, 0)
 		}
-		require.Equal(t, hexa.EncodeToString(binary), hexa.EncodeToString([]byte(got)), text)
+		require.Equal(t, hex.EncodeToString(binary), hex.EncodeToString([]byte(got)), text)
 	}
 }
 

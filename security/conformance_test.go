@@ -203,10 +203,10 @@ func (c inheritCase) run(t *testing.T) error {
 
 func mappingOf(m map[string]string) security.GenericMapping {
 	return security.GenericMapping{
-		Read:    security.AccessMask(hex(m["GENERIC_READ"])),
-		Write:   security.AccessMask(hex(m["GENERIC_WRITE"])),
-		Execute: security.AccessMask(hex(m["GENERIC_EXECUTE"])),
-		All:     security.AccessMask(hex(m["GENERIC_ALL"])),
+		Read:    security.AccessMask(number(m["GENERIC_READ"])),
+		Write:   security.AccessMask(number(m["GENERIC_WRITE"])),
+		Execute: security.AccessMask(number(m["GENERIC_EXECUTE"])),
+		All:     security.AccessMask(number(m["GENERIC_ALL"])),
 	}
 }
 
@@ -264,7 +264,7 @@ func (c accessCase) run() error {
 	if err != nil {
 		return err
 	}
-	req := security.CheckRequest{Desired: security.AccessMask(hex(c.Desired)), Trace: true, Mapping: mappingOf(c.Mapping)}
+	req := security.CheckRequest{Desired: security.AccessMask(number(c.Desired)), Trace: true, Mapping: mappingOf(c.Mapping)}
 	if req.Token, err = c.token(domain); err != nil {
 		return err
 	}
@@ -300,8 +300,8 @@ func (c accessCase) run() error {
 		return fmt.Errorf("%w: %s", err, strings.Join(d.Explain(), "; "))
 	}
 	if c.Granted != nil {
-		ignore := security.AccessMask(hex(c.IgnoreBits))
-		return differ(security.AccessMask(hex(*c.Granted))&^ignore, d.Granted&^ignore)
+		ignore := security.AccessMask(number(c.IgnoreBits))
+		return differ(security.AccessMask(number(*c.Granted))&^ignore, d.Granted&^ignore)
 	}
 	return nil
 }
@@ -467,7 +467,7 @@ func differ[T comparable](want, got T) error {
 	return nil
 }
 
-func hex(s string) uint64 {
+func number(s string) uint64 {
 	v, err := strconv.ParseUint(cmp.Or(s, "0"), 0, 32)
 	if err != nil {
 		panic(err)
