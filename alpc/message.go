@@ -60,6 +60,8 @@ type Handle struct {
 // Message is one message, sent or received. A received one, its Data included, is private memory of the receiver and
 // shares nothing with the peer.
 type Message struct {
+	memory *channel.Memory // of a received message's Data, if that is long
+
 	Type       MessageType
 	ID         uint32 // names a request until its reply; made by the sender's Port
 	CallbackID uint32 // NT's CallbackId: comes back in the reply
@@ -71,6 +73,13 @@ type Message struct {
 	// Sender is who speaks, set by Receive: the peer, or whom it may speak as under ContextID (NT's TOKEN attribute is its
 	// Token's TokenID, AuthenticationID and ModifiedID). The same value as long as nothing changed; nobody changes it.
 	Sender *Client
+}
+
+// Free lets another message have the memory of a received one's Data, which nobody may use any more, in part or whole. It
+// needn't be called: then the collector takes it. Who sends much of some KiB and more saves it most of its work.
+func (m *Message) Free() {
+	m.memory.Free()
+	m.memory, m.Data = nil, nil
 }
 
 // CloseHandles closes every handle of a received message that nobody took.

@@ -304,7 +304,7 @@ func (p *Port) abandon() {
 
 func message(f *channel.Frame) *Message {
 	m := &Message{
-		Type: MessageType(f.Type), ID: f.ID, CallbackID: f.CallbackID, Data: f.Payload,
+		Type: MessageType(f.Type), ID: f.ID, CallbackID: f.CallbackID, Data: f.Payload, memory: f.Memory,
 		Deadline: channel.Time(f.Deadline), TraceID: f.TraceID, ContextID: f.ContextID,
 	}
 	if len(f.Files) > 0 {

@@ -45,6 +45,8 @@ func TestMethodDeniedByTheInterfacesDescriptor(t *testing.T) {
 	denied(t, err)
 	require.ErrorIs(t, chat.Send(&testpb.Book{}), io.EOF)
 	require.False(t, called)
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	require.Len(t, f.denials, 3)
 	require.Equal(t, "/sallyport.rpc.test.Library/Echo", f.denials[0].Op)
 	require.EqualValues(t, 7, f.denials[0].Attachment)

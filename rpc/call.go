@@ -23,8 +23,10 @@ type serverCall struct {
 	request *alpc.Message
 	sender  *alpc.Client // who makes the call
 	number  uint32
-	body    []byte // of a unary call
-	failed  error  // why decode refused: it counts, whatever a handler makes of it
+	body    []byte    // of a unary call, until it is decoded: then its memory is another's
+	parts   *assembly // what body lies in, where it came in parts
+	decoded bool
+	failed  error // why decode refused: it counts, whatever a handler makes of it
 	stream  *stream
 	left    bool // the client gave the call up; under the connection's lock
 
@@ -81,7 +83,17 @@ var errGone = ntstatus.Errorf("rpc.serve", "", ntstatus.InternalError, "the hand
 
 // decode gives a unary handler its request, if the caller may make it.
 func (c *serverCall) decode(m any) error {
+	if c.decoded {
+		return ntstatus.Errorf(c.method.full, "", ntstatus.InternalError, "the request was decoded before")
+	}
+	c.decoded = true
 	err := unmarshal(c.body, m)
+	c.body = nil
+	c.request.Free()
+	if c.parts != nil {
+		c.parts.free()
+		c.parts = nil
+	}
 	if err == nil && c.method.object != nil {
 		pm, merr := message(m)
 		if err = merr; err == nil {
@@ -123,30 +135,35 @@ func (c *serverCall) runStream() {
 func (c *serverCall) finish(out any, err error) {
 	c.cancel(context.Canceled)
 	buf := getBuffer()
-	kept := c.reply(buf, out, err)
-	message := &alpc.Message{Type: alpc.TypeReply, Data: buf.b}
+	data, kept := c.reply(buf, out, err)
+	message := &alpc.Message{Type: alpc.TypeReply, Data: data}
 	handles := c.sending()
 	var given []*os.File
 	if err == nil {
 		message.Handles, given = handles.outgoing()
 	}
 	if err := c.conn.port.Reply(c.conn.ctx, c.request, message); err != nil {
-		if kept {
+		if kept != nil {
 			c.conn.drop(c.number)
 		}
 		if ntstatus.Of(err) != ntstatus.ReplyMessageMismatch { // the caller has gone: nobody misses it
 			c.conn.server.log.Debug("a reply was not sent", "error", err)
 		}
 	}
-	buf.free()
+	if kept == nil {
+		buf.free()
+	} else {
+		c.conn.replied(kept)
+	}
 	closeFiles(given)
 	_ = handles.Close()
 	c.conn.inflight.Add(-1)
 	c.conn.server.wakeDrain()
 }
 
-// reply writes the outcome, with the message where it fits; else that is kept for the client to fetch.
-func (c *serverCall) reply(buf *buffer, out any, err error) (kept bool) {
+// reply writes the outcome and the message into buf. data is what goes into the REPLY; what does not fit is kept, with buf,
+// for the client to fetch.
+func (c *serverCall) reply(buf *buffer, out any, err error) (data []byte, kept *keptReply) {
 	var f replyFrame
 	if c.stream != nil {
 		f.count = c.stream.seal()
@@ -178,18 +195,19 @@ func (c *serverCall) reply(buf *buffer, out any, err error) (kept bool) {
 		if size := len(buf.b) - at; err == nil && size > c.conn.server.options.MaxMessage {
 			err = tooLong(size, c.conn.server.options.MaxMessage)
 		} else if err == nil && len(buf.b) > limit {
-			if err = c.conn.keep(c, buf.b[at:]); err == nil {
-				f.flags, f.count = flagFetch, uint64(size)
-				buf.b = appendReply(nil, f) // the other memory is kept
-				return true
+			f.flags, f.count = flagFetch, uint64(size)
+			appendReply(buf.b[:0], f)
+			if kept, err = c.conn.keep(c, buf, limit); err == nil {
+				return buf.b[:limit], kept
 			}
+			f.flags, f.count = 0, 0
 		}
 	}
 	if err != nil {
 		f.status = appendStatus(nil, ToStatus(err), limit-at)
 		buf.b = appendReply(buf.b[:0], f)
 	}
-	return false
+	return buf.b, nil
 }
 
 // setHeader adds header metadata that goes with the first message, or the reply.

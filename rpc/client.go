@@ -263,7 +263,7 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 	}
 	frame := buf.b
 	if len(frame) > limit {
-		if frame, err = p.sendParts(ctx, call, method, block, frame[at:]); err != nil {
+		if frame, err = p.sendParts(ctx, call, method, block, frame); err != nil {
 			p.tell(kindDrop, call)
 			return nil, nil, failed(ctx, method, err)
 		}
@@ -275,6 +275,7 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 		p.tell(kindDrop, call)
 		return nil, nil, failed(ctx, method, err)
 	}
+	defer m.Free()
 	f, err := p.reply(m, o.handles)
 	if err != nil {
 		return nil, nil, localError(method, "", err)
@@ -294,10 +295,13 @@ func (p *clientPort) invoke(ctx context.Context, method string, args, reply any,
 	}
 	body := f.body
 	if f.flags&flagFetch != 0 {
-		if body, err = p.fetch(ctx, call, f.count, o.receive); err != nil {
+		all := getBuffer()
+		defer all.free()
+		if err := p.fetch(ctx, call, m, &f, o.receive, all); err != nil {
 			p.tell(kindDrop, call)
 			return header, trailer, failed(ctx, method, err)
 		}
+		body = all.b
 	}
 	if len(body) > o.receive {
 		return header, trailer, localError(method, "", tooLong(len(body), o.receive))
@@ -315,47 +319,55 @@ func headFits(method string, size, limit int) error {
 	return nil
 }
 
-// sendParts sends what does not fit of a body ahead, and returns the request with the rest.
-func (p *clientPort) sendParts(ctx context.Context, call uint32, method string, block, body []byte) ([]byte, error) {
+// sendParts sends what does not fit of a request ahead, and returns the request with the rest. Each header overwrites the
+// end of what has left before, so nothing is copied.
+func (p *clientPort) sendParts(ctx context.Context, call uint32, method string, block, frame []byte) ([]byte, error) {
 	limit := p.port.MaxMessageLength()
-	ahead := len(body) - (limit - requestHeaderLen - len(method) - len(block))
-	buf := getBuffer()
-	defer buf.free()
-	for rest := body[:ahead]; len(rest) > 0; {
-		n := min(len(rest), limit-datagramHeaderLen)
-		buf.b = append(appendDatagram(buf.b[:0], kindPart, 0, call, uint32(ahead)), rest[:n]...)
-		if err := p.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: buf.b}); err != nil {
+	head := requestHeaderLen + len(method) + len(block)
+	ahead := len(frame) - limit
+	for at, end := head, head+ahead; at < end; {
+		n := min(end-at, limit-datagramHeaderLen)
+		part := frame[at-datagramHeaderLen : at+n]
+		appendDatagram(part[:0], kindPart, 0, call, uint32(ahead))
+		if err := p.port.Send(ctx, &alpc.Message{Type: alpc.TypeDatagram, Data: part}); err != nil {
 			return nil, err
 		}
-		rest = rest[n:]
+		at += n
 	}
-	return append(appendRequest(nil, kindCall, 0, call, uint32(ahead), method, block), body[ahead:]...), nil
+	appendRequest(frame[ahead:ahead], kindCall, 0, call, uint32(ahead), method, block)
+	return frame[ahead:], nil
 }
 
-// fetch gets a reply that did not fit.
-func (p *clientPort) fetch(ctx context.Context, call uint32, size uint64, limit int) ([]byte, error) {
+// fetch puts a reply that did not fit together: its first piece, which came in message before, and the rest, for which it
+// asks.
+func (p *clientPort) fetch(ctx context.Context, call uint32, before *alpc.Message, f *replyFrame, limit int, all *buffer) error {
+	size := f.count
 	if size > uint64(max(limit, 0)) {
-		return nil, tooLong(int(min(size, 1<<62)), limit)
+		return tooLong(int(min(size, 1<<62)), limit)
 	}
-	body := make([]byte, 0, size)
-	for uint64(len(body)) < size {
-		buf := getBuffer()
-		buf.b = appendRequest(buf.b, kindFetch, 0, call, 0, "", nil)
-		m, err := p.port.Call(ctx, &alpc.Message{Type: alpc.TypeRequest, Data: buf.b})
-		buf.free()
+	all.grow(int(size))
+	request := appendRequest(make([]byte, 0, requestHeaderLen), kindFetch, 0, call, 0, "", nil)
+	piece := f.body
+	for first := true; ; first = false {
+		if len(piece) == 0 && !first || uint64(len(all.b)+len(piece)) > size {
+			return p.broken("rpc.fetch", invalidFrame("the pieces of a reply are not its size"))
+		}
+		all.b = append(all.b, piece...)
+		before.Free()
+		if uint64(len(all.b)) == size {
+			return nil
+		}
+		m, err := p.port.Call(ctx, &alpc.Message{Type: alpc.TypeRequest, Data: request})
 		if err != nil {
-			return nil, err
+			return err
 		}
-		f, err := p.reply(m, nil)
+		before = m
+		next, err := p.reply(m, nil)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if len(f.body) == 0 || uint64(len(body)+len(f.body)) > size {
-			return nil, p.broken("rpc.fetch", invalidFrame("the pieces of a reply are not its size"))
-		}
-		body = append(body, f.body...)
+		piece = next.body
 	}
-	return body, nil
 }
 
 // reply reads a REPLY and takes over its files.

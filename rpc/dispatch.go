@@ -47,15 +47,15 @@ type serverConn struct {
 	err     error
 	calls   map[uint32]*serverCall // that can be cancelled: by the port's id of the request
 	streams map[uint32]*serverCall // by call number
-	parts   map[uint32][]byte      // unary requests in assembly
-	replies map[uint32][]byte      // that did not fit in a frame: what is still to be fetched
+	parts   map[uint32]*assembly   // unary requests
+	replies map[uint32]*keptReply  // that did not fit in a frame
 }
 
 func newServerConn(ctx context.Context, s *Server, p *alpc.Port) *serverConn {
 	c := &serverConn{
 		server: s, port: p, client: p.Peer(), granted: make([]atomic.Pointer[grant], len(s.methods)),
 		calls: map[uint32]*serverCall{}, streams: map[uint32]*serverCall{},
-		parts: map[uint32][]byte{}, replies: map[uint32][]byte{},
+		parts: map[uint32]*assembly{}, replies: map[uint32]*keptReply{},
 	}
 	if c.client == nil {
 		c.client = &alpc.Client{}
@@ -156,12 +156,14 @@ func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
 		}
 	}
 	c.inflight.Add(1)
-	var parts []byte
+	reserved := 0
 	if f.kind == kindCall && f.size > 0 {
-		parts = c.takeParts(f.call)
+		if call.parts = c.takeParts(f.call); call.parts != nil {
+			reserved = call.parts.room
+		}
 	}
-	if err := c.prepare(call, &f, parts); err != nil {
-		c.server.release(c, cap(parts))
+	if err := c.prepare(call, &f); err != nil {
+		c.server.release(c, reserved)
 		call.finish(nil, err)
 		return true, nil
 	}
@@ -169,7 +171,7 @@ func (c *serverConn) request(m *alpc.Message) (mine bool, err error) {
 		return true, c.open(call, f)
 	}
 
-	return c.runHere(call, cap(parts)), nil
+	return c.runHere(call, reserved), nil
 }
 
 // runHere runs a unary handler on this goroutine and reports whether it still has to read. reserved is what the request made us
@@ -196,7 +198,7 @@ func (c *serverConn) runHere(call *serverCall, reserved int) (mine bool) {
 }
 
 // prepare finds the method, reads the metadata, and does what can be checked before the message is decoded.
-func (c *serverConn) prepare(call *serverCall, f *requestFrame, parts []byte) error {
+func (c *serverConn) prepare(call *serverCall, f *requestFrame) error {
 	if c.server.draining.Load() {
 		return ntstatus.New("rpc.serve", string(f.method), ntstatus.ShutdownInProgress)
 	}
@@ -209,10 +211,11 @@ func (c *serverConn) prepare(call *serverCall, f *requestFrame, parts []byte) er
 		if int(f.size)+len(f.body) > c.server.options.MaxMessage {
 			return tooLong(int(f.size)+len(f.body), c.server.options.MaxMessage)
 		}
-		if len(parts) != int(f.size) {
+		if call.parts == nil || len(call.parts.b) != int(f.size) {
 			return ntstatus.Errorf(m.full, "", ntstatus.QuotaExceeded, "no room for a message of %d bytes now", int(f.size)+len(f.body))
 		}
-		call.body = append(parts, f.body...)
+		call.parts.b = append(call.parts.b, f.body...)
+		call.body = call.parts.b
 	}
 	call.ctx = grpc.NewContextWithServerTransportStream(call, transport{call})
 	if len(f.metadata) > 0 {
@@ -343,6 +346,7 @@ func (c *serverConn) datagram(m *alpc.Message) error {
 	switch f.kind {
 	case kindPart:
 		c.addPart(f)
+		m.Free()
 		return nil
 	case kindDrop:
 		c.drop(f.call)
@@ -401,38 +405,63 @@ func (c *serverConn) canceled(id uint32) {
 func (c *serverConn) addPart(f datagramFrame) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	have, known := c.parts[f.call]
+	have := c.parts[f.call]
 	room := int(f.size) + c.port.MaxMessageLength() // the rest comes with the request
-	if !known {
+	if have == nil {
 		if int(f.size) > c.server.options.MaxMessage || len(c.parts) >= c.server.options.MaxCalls || !c.server.reserve(c, room) {
 			return
 		}
-		have = make([]byte, 0, room)
+		have = &assembly{buffer: getBuffer(), room: room}
+		have.grow(room)
+		c.parts[f.call] = have
 	}
-	if room != cap(have) || len(have)+len(f.body) > int(f.size) {
-		c.server.release(c, cap(have))
+	if room != have.room || len(have.b)+len(f.body) > int(f.size) {
+		c.server.release(c, have.room)
+		have.free()
 		delete(c.parts, f.call)
 		return
 	}
-	c.parts[f.call] = append(have, f.body...)
+	have.b = append(have.b, f.body...)
+}
+
+// assembly is a unary request that comes in pieces.
+type assembly struct {
+	*buffer
+	room int // bytes reserved for it
+}
+
+// keptReply is a reply that did not fit. Its memory is free again when the REPLY with the first piece was sent and the rest
+// was fetched: a client may fetch before the REPLY has left us.
+type keptReply struct {
+	*buffer
+	rest    []byte // still to be fetched
+	sent    bool
+	fetched bool
 }
 
 // takeParts gives the pieces to the request that they belong to; they stay reserved until it has run.
-func (c *serverConn) takeParts(call uint32) []byte {
+func (c *serverConn) takeParts(call uint32) *assembly {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b := c.parts[call]
+	a := c.parts[call]
 	delete(c.parts, call)
-	return b
+	return a
 }
 
 // drop forgets what a caller that gave up has left, and will leave.
 func (c *serverConn) drop(number uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.server.release(c, cap(c.parts[number])+len(c.replies[number]))
-	delete(c.parts, number)
-	delete(c.replies, number)
+	if a := c.parts[number]; a != nil {
+		c.server.release(c, a.room)
+		a.free()
+		delete(c.parts, number)
+	}
+	if k := c.replies[number]; k != nil {
+		c.server.release(c, len(k.rest))
+		k.rest = nil
+		c.through(number, k)
+	}
 	for _, call := range c.calls {
 		if call.number == number && call.stream == nil {
 			call.left = true
@@ -440,19 +469,37 @@ func (c *serverConn) drop(number uint32) {
 	}
 }
 
-// keep holds a reply's body for the client to fetch.
-func (c *serverConn) keep(running *serverCall, body []byte) error {
+// keep holds what of a reply in buf is beyond limit, for the client to fetch.
+func (c *serverConn) keep(running *serverCall, buf *buffer, limit int) (*keptReply, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call := running.number
 	if running.left {
-		return context.Canceled
+		return nil, context.Canceled
 	}
-	if c.replies[call] != nil || len(c.replies) >= c.server.options.MaxCalls || !c.server.reserve(c, len(body)) {
-		return ntstatus.Errorf("rpc.serve", "", ntstatus.QuotaExceeded, "no room for a reply of %d bytes now", len(body))
+	k := &keptReply{buffer: buf, rest: buf.b[limit:]}
+	if c.replies[call] != nil || len(c.replies) >= c.server.options.MaxCalls || !c.server.reserve(c, len(k.rest)) {
+		return nil, ntstatus.Errorf("rpc.serve", "", ntstatus.QuotaExceeded, "no room for a reply of %d bytes now", len(buf.b))
 	}
-	c.replies[call] = body
-	return nil
+	c.replies[call] = k
+	return k, nil
+}
+
+// through forgets a kept reply of which nothing is left. The caller holds mu.
+func (c *serverConn) through(number uint32, k *keptReply) {
+	delete(c.replies, number)
+	if k.fetched = true; k.sent {
+		k.free()
+	}
+}
+
+// replied notes that the REPLY of a kept reply is no longer being sent.
+func (c *serverConn) replied(k *keptReply) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k.sent = true; k.fetched {
+		k.free()
+	}
 }
 
 // fetch answers with the next piece of a kept reply.
@@ -461,13 +508,13 @@ func (c *serverConn) fetch(m *alpc.Message, call uint32) {
 	defer buf.free()
 	buf.b = appendReply(buf.b, replyFrame{})
 	c.mu.Lock()
-	rest := c.replies[call]
-	n := min(len(rest), c.port.MaxMessageLength()-replyHeaderLen)
-	buf.b = append(buf.b, rest[:n]...)
-	if c.server.release(c, n); n == len(rest) {
-		delete(c.replies, call)
-	} else {
-		c.replies[call] = rest[n:]
+	if k := c.replies[call]; k != nil {
+		n := min(len(k.rest), c.port.MaxMessageLength()-replyHeaderLen)
+		buf.b = append(buf.b, k.rest[:n]...)
+		k.rest = k.rest[n:]
+		if c.server.release(c, n); len(k.rest) == 0 {
+			c.through(call, k)
+		}
 	}
 	c.mu.Unlock()
 	_ = c.port.Reply(c.ctx, m, &alpc.Message{Type: alpc.TypeReply, Data: buf.b}) // it fails only when the caller has gone

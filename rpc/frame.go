@@ -32,7 +32,7 @@ const (
 	kindCall  kind = 1 // REQUEST: a unary call; size is what went before as parts
 	kindOpen  kind = 2 // REQUEST: a stream; size is the window for the server's messages; the body is the first message, with flagMsg
 	kindFetch kind = 3 // REQUEST: the next piece of a reply that did not fit; answered by a reply whose body it is
-	kindReply kind = 4 // REPLY: the outcome; count is how many datagrams the server sent before, or the size of what is to be fetched
+	kindReply kind = 4 // REPLY: the outcome; count is how many datagrams the server sent before, or the size of a message that is to be fetched
 
 	kindPart   kind = 5  // DATAGRAM to the server: a piece of a unary request that does not fit, before its REQUEST
 	kindDrop   kind = 6  // DATAGRAM to the server: the client gave up a unary call: forget its parts, or what waits to be fetched
@@ -47,7 +47,7 @@ const (
 	flagMore  = 0x01 // data: another piece of the same message follows
 	flagEnd   = 0x02 // data, open: the client sends no more after this one
 	flagMsg   = 0x04 // data, open: it carries a piece of a message (which may be empty)
-	flagFetch = 0x08 // reply: the body is to be fetched
+	flagFetch = 0x08 // reply: the body is the first piece of one of which the rest is to be fetched
 )
 
 type requestFrame struct {

@@ -1,18 +1,25 @@
 package rpc
 
 import (
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
 
+	"sallyport/alpc"
 	"sallyport/ntstatus"
 )
 
 // buffer is memory for a message that is being sent; it is free again when the send has returned.
 type buffer struct{ b []byte }
 
-var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 2048)} }}
+// The memory of messages that fit in a frame, and of those that don't: kept apart, so that a short message doesn't take what
+// the next long one needs. Both are caches without observable state.
+var (
+	buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 2048)} }}
+	large   = sync.Pool{New: func() any { return &buffer{} }}
+)
 
 func getBuffer() *buffer {
 	buf := buffers.Get().(*buffer)
@@ -20,9 +27,30 @@ func getBuffer() *buffer {
 	return buf
 }
 
+// grow makes room for n more bytes.
+func (buf *buffer) grow(n int) {
+	need := len(buf.b) + n
+	switch {
+	case need <= cap(buf.b):
+	case need <= alpc.MaxMessageLength:
+		buf.b = slices.Grow(buf.b, n)
+	default:
+		other := large.Get().(*buffer)
+		if cap(other.b) < need || cap(other.b) > 4*need { // what is kept is counted by its length
+			other.b = make([]byte, 0, need+need/8)
+		}
+		other.b = append(other.b[:0], buf.b...)
+		buf.b, other.b = other.b, buf.b
+		other.free()
+	}
+}
+
 func (buf *buffer) free() {
-	if cap(buf.b) <= 2*defaultMaxMessage { // what one giant message needed is not kept
+	switch {
+	case cap(buf.b) <= 2*alpc.MaxMessageLength:
 		buffers.Put(buf)
+	case cap(buf.b) <= 2*defaultMaxMessage: // what one giant message needed is not kept
+		large.Put(buf)
 	}
 }
 
@@ -32,7 +60,8 @@ func (buf *buffer) marshal(m any) error {
 	if err != nil {
 		return err
 	}
-	out, err := proto.MarshalOptions{}.MarshalAppend(buf.b, pm)
+	buf.grow(proto.Size(pm))
+	out, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf.b, pm)
 	if err != nil {
 		return ntstatus.Errorf("rpc.marshal", string(pm.ProtoReflect().Descriptor().FullName()), ntstatus.InternalError, "%v", err)
 	}

@@ -138,7 +138,8 @@ type fixture struct {
 	client  testpb.LibraryClient
 	ports   [2]*alpc.Port // the client's, the server's
 	served  chan error
-	denials []alpc.Denial
+	mu      sync.Mutex
+	denials []alpc.Denial // under mu
 }
 
 type config struct {
@@ -154,10 +155,9 @@ type config struct {
 func serve(t testing.TB, l testpb.LibraryServer, c config) *fixture {
 	t.Helper()
 	f := &fixture{served: make(chan error, 1)}
-	var mu sync.Mutex
 	c.options.ReportDenial = func(ctx context.Context, d alpc.Denial) (uint64, error) {
-		mu.Lock()
-		defer mu.Unlock()
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		f.denials = append(f.denials, d)
 		return uint64(len(f.denials)), nil
 	}
@@ -733,4 +733,38 @@ func TestCallOptionsThatMeanNothingHereAreRefused(t *testing.T) {
 	_, err = f.client.Echo(short(t), &testpb.Book{Text: make([]byte, 100)}, grpc.MaxCallRecvMsgSize(50), grpc.OnFinish(func(err error) { finished = err }))
 	require.ErrorIs(t, err, ntstatus.PortMessageTooLong)
 	require.Equal(t, err, finished)
+}
+
+// Long messages share memory between calls: what one caller gets must be its own, and stay so while others call.
+func TestLongMessagesDoNotMix(t *testing.T) {
+	for _, gear := range []alpc.Gear{alpc.GearSocket, alpc.GearShared} {
+		t.Run(gear.String(), func(t *testing.T) {
+			f := serve(t, still(), config{gear: gear})
+			errs := make(chan error, 8)
+			for i := range cap(errs) {
+				go func() {
+					var kept [][]byte
+					for n := range 12 {
+						want := bytes.Repeat([]byte{byte(16*i + n)}, 5000+n*n*1500)
+						got, err := f.client.Echo(short(t), &testpb.Book{Text: want})
+						if err != nil {
+							errs <- err
+							return
+						}
+						kept = append(kept, want, got.Text)
+					}
+					for n := 0; n < len(kept); n += 2 {
+						if !bytes.Equal(kept[n], kept[n+1]) {
+							errs <- fmt.Errorf("caller %d got another's message %d", i, n/2)
+							return
+						}
+					}
+					errs <- nil
+				}()
+			}
+			for range cap(errs) {
+				require.NoError(t, <-errs)
+			}
+		})
+	}
 }

@@ -60,6 +60,7 @@ type Options struct {
 type Frame struct {
 	Header
 	Payload []byte
+	Memory  *Memory // of a long Payload: who is through with that may free it
 	Files   []*os.File
 	Kinds   []fdtype.Kind // of Files, proven
 }
@@ -394,7 +395,8 @@ func (c *Channel) recvSocket(recv func(*unixsock.Pool) (*unixsock.Buffer, int, [
 		f.Files = append(f.Files, os.NewFile(uintptr(fd), "handle"))
 	}
 	if data := b.Data[HeaderLen+4*len(fds) : n]; len(data) > 0 {
-		f.Payload = append([]byte(nil), data...)
+		f.Payload, f.Memory = payload(len(data))
+		copy(f.Payload, data)
 	}
 	return f, nil
 }
@@ -429,11 +431,10 @@ func (c *Channel) check(f *Frame, data []byte, fds []int, cred unixsock.Ucred) e
 }
 
 func (c *Channel) recvRing(ctx context.Context) (f Frame, err error) {
-	h, body, err := c.read(ctx)
-	if err != nil {
+	if f, err = c.read(ctx); err != nil {
 		return f, err
 	}
-	switch {
+	switch h := f.Header; {
 	case h.Type == onSocket:
 		// The sender sent the frame first, so it is there.
 		if f, err = c.recvSocket(c.conn.TryRecvPool); err == nil && (f.Sequence != h.Sequence || len(f.Files) == 0) {
@@ -443,7 +444,7 @@ func (c *Channel) recvRing(ctx context.Context) (f Frame, err error) {
 	case h.Type == shiftUp, h.Handles != 0:
 		return f, violation("%s with %d handles in the ring", h.Type, h.Handles)
 	}
-	return Frame{Header: h, Payload: body}, nil
+	return f, nil
 }
 
 // follow obeys the peer's shift and answers it.

@@ -150,7 +150,7 @@ func (c *Channel) write(ctx context.Context, head, body []byte) (err error) {
 }
 
 // read waits for the next frame in the ring and returns private copies of its header and what follows it.
-func (c *Channel) read(ctx context.Context) (h Header, body []byte, err error) {
+func (c *Channel) read(ctx context.Context) (f Frame, err error) {
 	defer fault(c.section, debug.SetPanicOnFault(true), &err)
 	r := &c.section.rings[1-c.o.Side]
 	var ready uint32
@@ -162,30 +162,30 @@ func (c *Channel) read(ctx context.Context) (h Header, body []byte, err error) {
 		}
 		// A peer that hung up may have written between the two looks.
 		if err := c.gone(ctx); err != nil && (c.over.Load() || r.tail.Load() == tail) {
-			return h, nil, err
+			return f, err
 		}
 		c.waitWord(ctx, &c.in.spinner, r.tail, tail, r.readerSleeps)
 	}
 	if ready > ringSize || ready%slotAlign != 0 {
-		return h, nil, violation("writer's position is %d bytes beyond the reader's", ready)
+		return f, violation("writer's position is %d bytes beyond the reader's", ready)
 	}
 	var head [HeaderLen]byte
 	r.get(c.in.position, head[:])
-	if err := h.decode(&head); err != nil {
-		return h, nil, err
+	if err := f.decode(&head); err != nil {
+		return f, err
 	}
-	size := slot(int(h.Length))
+	size := slot(int(f.Length))
 	if size > ready {
-		return h, nil, violation("frame of %d bytes, %d written", h.Length, ready)
+		return f, violation("frame of %d bytes, %d written", f.Length, ready)
 	}
-	if n := h.Length - HeaderLen; n > 0 {
-		body = make([]byte, n)
-		r.get(c.in.position+HeaderLen, body)
+	if n := f.Length - HeaderLen; n > 0 {
+		f.Payload, f.Memory = payload(int(n))
+		r.get(c.in.position+HeaderLen, f.Payload)
 	}
 	c.in.position += size
 	r.head.Store(c.in.position)
 	wake(r.writerSleeps)
-	return h, body, nil
+	return f, nil
 }
 
 // wakeSelf ends our own sleeps: on death, close, or a context that is done.
