@@ -42,6 +42,9 @@ func modes() map[string]func(args []string) error {
 func TestMain(m *testing.M) {
 	switch args := os.Args; {
 	case len(args) < 2 || strings.HasPrefix(args[1], "-test."):
+		if os.Getenv("GORACE") == "" {
+			os.Setenv("GORACE", "atexit_sleep_ms=0") // under the race detector each process would take a second to end
+		}
 		os.Exit(m.Run())
 	case args[1] == "as":
 		if err := modes()[args[2]](args[3:]); err != nil {

@@ -273,4 +273,9 @@ func (s *set) requireDown(code int, were []int) {
 	}
 	_, err := os.Lstat(filepath.Join(s.dir, "run", "core"))
 	require.ErrorIs(s.t, err, os.ErrNotExist)
+	log, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	require.NoError(s.t, err)
+	for _, word := range []string{"panic: ", "fatal error: ", "DATA RACE"} {
+		require.NotContains(s.t, string(log), word)
+	}
 }
