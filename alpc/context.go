@@ -163,17 +163,19 @@ func (p *Port) turnAway(m *Message) {
 // senderChanged applies a notice of the core to the connections that it names. It runs on the attachment's receiving goroutine.
 func (s *System) senderChanged(n *corepb.SenderChanged) {
 	var token *security.Token
+	var err error
 	if n.GetToken() != nil {
-		var err error
-		if token, err = control.TokenFromWire(n.GetToken()); err != nil {
-			s.log.Error("a token of the core can't be read: who speaks under it is nobody", "error", err)
-		}
+		token, err = control.TokenFromWire(n.GetToken())
 	}
 	for i, id := range n.GetConnections() {
 		s.mu.Lock()
 		p := s.ports[id]
 		s.mu.Unlock()
-		if p != nil && p.o.senders != nil && i < len(n.GetContexts()) {
+		switch {
+		case p == nil || p.o.senders == nil || i >= len(n.GetContexts()):
+		case err != nil: // whoever speaks there, it is not the one that was known
+			p.ch.End(ntstatus.Errorf("alpc.Receive", p.name, ntstatus.RPCProtocolError, "the core's word of who sends: %v", err))
+		default:
 			p.o.senders.apply(n.GetGeneration(), n.GetContexts()[i], token, security.ImpersonationLevel(n.GetLevel()))
 		}
 	}

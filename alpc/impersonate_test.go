@@ -40,7 +40,14 @@ func TestServerOpensFilesAsItsClient(t *testing.T) {
 		return (<-heard).sender
 	}
 	never := func() error { return errors.New("it ran") }
+	sd, err := security.ParseSDDL("O:SYG:SYD:(A;;RC;;;WD)(A;;RC;;;AN)")
+	require.NoError(t, err)
+	open := func(c *alpc.Client) ntstatus.Status {
+		return security.AccessCheck(security.CheckRequest{Descriptor: sd, Token: c.Token, Desired: security.ReadControl, Mode: security.CheckOpen}).Status
+	}
+	require.Equal(t, ntstatus.Success, open(sender(member, alpc.ImpersonationLevel)))
 	for _, level := range []alpc.DialLevel{alpc.DefaultLevel, alpc.AnonymousLevel, alpc.IdentificationOnly} {
+		require.Equal(t, ntstatus.BadImpersonationLevel, open(sender(member, level)), "to be known is not to act")
 		require.ErrorIs(t, sender(member, level).Impersonate(never), ntstatus.BadImpersonationLevel)
 	}
 	require.ErrorIs(t, sender(alpctest.User(1002), alpc.ImpersonationLevel).Impersonate(never), ntstatus.NoneMapped)

@@ -3,6 +3,7 @@ package memfd_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -46,4 +47,29 @@ func TestWhatIsNoSealedSectionOfTheSizeIsRefused(t *testing.T) {
 		_, err := memfd.Map(other, 8192, true)
 		require.ErrorIs(t, err, memfd.ErrUnsealed)
 	}
+}
+
+func TestShownMemoryIsItsMakersToWrite(t *testing.T) {
+	f, mine, err := memfd.CreateShown("test", 8192)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.WriteAt([]byte{1}, 0)
+	require.Error(t, err)
+	_, err = memfd.Map(f, 8192, true)
+	require.Error(t, err)
+	require.Error(t, memfd.PunchHole(f, 0, 4096))
+	require.Error(t, f.Truncate(0))
+	again, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), os.O_RDWR, 0)
+	if err == nil { // whoever opens it anew
+		defer again.Close()
+		_, err = again.WriteAt([]byte{1}, 0)
+		require.Error(t, err)
+	}
+	shown, err := memfd.Map(f, 8192, false)
+	require.NoError(t, err)
+	mine[8191] = 7
+	require.EqualValues(t, 7, shown[8191])
+	require.Zero(t, shown[0])
+	require.NoError(t, memfd.Unmap(shown))
+	require.NoError(t, memfd.Unmap(mine))
 }

@@ -227,6 +227,9 @@ func (s *service) CreateConsole(ctx context.Context, r *csrpb.CreateConsoleReque
 // run starts a console's command at smss under the caller's token, or the one that the caller may assign.
 func (s *service) run(ctx context.Context, c *console, caller *alpc.Client, cmd *csrpb.Command) error {
 	const op = "csr.CreateConsole"
+	if caller.Context != 0 && caller.Level < security.LevelImpersonation {
+		return ntstatus.Errorf(op, c.name, ntstatus.BadImpersonationLevel, "the caller speaks under a token that it may be known by, and not act")
+	}
 	token := caller.Token.TokenID
 	if cmd.Token != 0 && security.LUID(cmd.Token) != token {
 		if !caller.Token.Has(security.SeAssignPrimaryToken) {
