@@ -362,14 +362,14 @@ func (s *clientStream) outcome(err error) error {
 		s.finish(nil, err, true)
 	}
 	s.mu.Lock()
-	told := s.told
+	told, header, trailer := s.told, s.header, s.trailer
 	s.told = true
 	if s.err != nil {
 		err = s.err
 	}
 	s.mu.Unlock()
 	if !told {
-		s.options.done(s.conn, s.header, s.trailer, err)
+		s.options.done(s.conn, header, trailer, err)
 	}
 	if err == nil {
 		return io.EOF

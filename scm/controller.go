@@ -91,6 +91,7 @@ type controller struct {
 	jobs     []func(context.Context)
 	working  bool          // the worker has taken jobs that are not done
 	wake     chan struct{} // capacity 1: there are jobs
+	ended    chan struct{} // closed when no more jobs are done
 }
 
 type lockHolder struct {
@@ -108,7 +109,7 @@ func newController(sys *alpc.System, log hclog.Logger, db *store.DB, keeper *sm.
 	c := &controller{
 		sys: sys, log: log, db: db, keeper: keeper, logs: filepath.Join(state, "logs"), runtime: runtime, manager: manager,
 		machine: NewMachine(), entries: map[*Service]*entry{}, watchers: map[*watcher]struct{}{}, answers: map[uint64]chan uint32{},
-		leaving: map[string]chan struct{}{}, handles: map[uint64]map[uint64]*Service{}, wake: make(chan struct{}, 1),
+		leaving: map[string]chan struct{}{}, handles: map[uint64]map[uint64]*Service{}, wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		nextID: uint64(time.Now().UnixNano()), // a service may still answer what a predecessor asked
 	}
 	c.timer = time.AfterFunc(time.Hour, func() {
@@ -214,6 +215,7 @@ func (c *controller) queue(job func(context.Context)) {
 
 // work does the jobs until ctx ends.
 func (c *controller) work(ctx context.Context) {
+	defer close(c.ended)
 	for {
 		c.mu.Lock()
 		jobs := c.jobs

@@ -269,11 +269,12 @@ func (c *controller) adoptFiles(e *entry, kept sm.Stored) error {
 	return nil
 }
 
-// listen hears what a notify service says of itself, until the socket is closed.
+// listen hears what a notify service says of itself, until the socket is closed. A datagram is dropped once what came of it is noted:
+// a controller that is killed before leaves it to the next, to whom a word heard twice says nothing new.
 func (c *controller) listen(key string, socket *notify.Socket) {
 	buf := make([]byte, notify.MaxDatagram)
 	for {
-		datagram, pid, err := socket.Receive(buf)
+		datagram, pid, err := socket.Peek(buf)
 		if err != nil && !errors.Is(err, ntstatus.InvalidMessage) {
 			return
 		}
@@ -283,9 +284,24 @@ func (c *controller) listen(key string, socket *notify.Socket) {
 		}
 		if err != nil {
 			c.log.Warn("a notification was refused", "service", key, "pid", pid, "error", err)
+			socket.Drop()
 			continue
 		}
 		c.notified(key, pid, m)
+		c.noted()
+		socket.Drop()
+	}
+}
+
+// noted waits until everything asked of smss so far is done, or the controller ends.
+func (c *controller) noted() {
+	done := make(chan struct{})
+	c.mu.Lock()
+	c.queue(func(context.Context) { close(done) })
+	c.mu.Unlock()
+	select {
+	case <-done:
+	case <-c.ended:
 	}
 }
 

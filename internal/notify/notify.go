@@ -128,12 +128,13 @@ func Adopt(f *os.File) (*Socket, error) {
 // File is the socket itself, for keeping it elsewhere; it stays the Socket's.
 func (s *Socket) File() *os.File { return s.file }
 
-// Close ends a pending Receive with os.ErrClosed. Holders of a duplicate keep the socket alive.
+// Close ends a pending Peek with os.ErrClosed. Holders of a duplicate keep the socket alive.
 func (s *Socket) Close() error { return s.file.Close() }
 
-// Receive waits for the next datagram and returns it with its sender's pid in the caller's namespace. INVALID_MESSAGE is a datagram
-// that was refused, with its sender: receive again. Any other error is the socket's end.
-func (s *Socket) Receive(buf []byte) (datagram []byte, pid int, err error) {
+// Peek waits for the next datagram and returns it with its sender's pid in the caller's namespace; it stays the next until Drop,
+// so that what its reader has not dealt with when it dies is its successor's. INVALID_MESSAGE is a datagram that was refused, with its
+// sender: drop it. Any other error is the socket's end.
+func (s *Socket) Peek(buf []byte) (datagram []byte, pid int, err error) {
 	raw, err := s.file.SyscallConn()
 	if err != nil {
 		return nil, 0, err
@@ -142,13 +143,13 @@ func (s *Socket) Receive(buf []byte) (datagram []byte, pid int, err error) {
 	var n, controls, flags int
 	var rerr error
 	if raw.Read(func(fd uintptr) bool {
-		n, controls, flags, _, rerr = unix.Recvmsg(int(fd), buf, control, unix.MSG_CMSG_CLOEXEC)
+		n, controls, flags, _, rerr = unix.Recvmsg(int(fd), buf, control, unix.MSG_CMSG_CLOEXEC|unix.MSG_PEEK)
 		return !errors.Is(rerr, unix.EAGAIN)
 	}) != nil {
 		return nil, 0, os.ErrClosed // no deadline is ever set: there is no other reason
 	}
 	if errors.Is(rerr, unix.EINTR) {
-		return s.Receive(buf)
+		return s.Peek(buf)
 	}
 	if rerr != nil {
 		return nil, 0, os.NewSyscallError("recvmsg", rerr)
@@ -167,9 +168,20 @@ func (s *Socket) Receive(buf []byte) (datagram []byte, pid int, err error) {
 		}
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || pid == 0 {
-		return nil, pid, ntstatus.Errorf("notify.Receive", strconv.Itoa(pid), ntstatus.InvalidMessage, "the datagram is too long, or has no sender")
+		return nil, pid, ntstatus.Errorf("notify.Peek", strconv.Itoa(pid), ntstatus.InvalidMessage, "the datagram is too long, or has no sender")
 	}
 	return buf[:n], pid, nil
+}
+
+// Drop forgets the datagram that Peek returned.
+func (s *Socket) Drop() {
+	raw, err := s.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_, _, _, _, _ = unix.Recvmsg(int(fd), nil, nil, unix.MSG_DONTWAIT)
+	})
 }
 
 // Send sends text to the socket at path, as sd_notify does. It waits for room no longer than timeout.

@@ -58,27 +58,32 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func TestReceiveKnowsItsSenderAndRefusesWhatIsTooLong(t *testing.T) {
+func TestPeekKnowsItsSenderAndRefusesWhatIsTooLong(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "n")
 	s, err := notify.Listen(path)
 	require.NoError(t, err)
 	require.NoError(t, notify.Send(path, strings.Repeat("x", notify.MaxDatagram+1), time.Second))
 	require.NoError(t, notify.Send(path, "READY=1", time.Second))
 	buf := make([]byte, notify.MaxDatagram)
-	_, pid, err := s.Receive(buf)
+	_, pid, err := s.Peek(buf)
 	require.ErrorIs(t, err, ntstatus.InvalidMessage)
 	require.Equal(t, os.Getpid(), pid)
+	s.Drop()
+	datagram, _, err := s.Peek(buf)
+	require.NoError(t, err)
+	require.Equal(t, "READY=1", string(datagram))
 
 	// Another holder of the socket, as a restarted controller is.
 	again, err := notify.Adopt(s.File())
 	require.NoError(t, err)
-	datagram, pid, err := again.Receive(buf)
+	datagram, pid, err = again.Peek(buf)
 	require.NoError(t, err)
 	require.Equal(t, "READY=1", string(datagram))
-	require.Equal(t, os.Getpid(), pid)
+	require.Equal(t, os.Getpid(), pid, "what was not dropped is the successor's")
+	again.Drop()
 
 	done := make(chan error)
-	go func() { _, _, err := s.Receive(make([]byte, 10)); done <- err }()
+	go func() { _, _, err := s.Peek(make([]byte, 10)); done <- err }()
 	require.NoError(t, s.Close())
 	require.ErrorIs(t, <-done, os.ErrClosed)
 }

@@ -63,20 +63,8 @@ func readable(fd int) bool {
 // Wait returns nil when the process has exited, or the context's error. Any number of goroutines may wait; each costs a
 // descriptor and no thread.
 func Wait(ctx context.Context, p *os.File) error {
-	var own *os.File
-	if err := withFD(p, func(fd int) error {
-		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return os.NewSyscallError("fcntl", err)
-		}
-		// The netpoller takes only files that say O_NONBLOCK, which a pidfd shows to nobody but waitid.
-		if err := unix.SetNonblock(dup, true); err != nil {
-			unix.Close(dup)
-			return os.NewSyscallError("fcntl", err)
-		}
-		own = os.NewFile(uintptr(dup), "pidfd")
-		return nil
-	}); err != nil {
+	own, err := reopen(p)
+	if err != nil || own == nil {
 		return err
 	}
 	defer own.Close()
@@ -91,6 +79,37 @@ func Wait(ctx context.Context, p *os.File) error {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// reopen returns a descriptor of p's process with flags of its own: the netpoller wants O_NONBLOCK, which would make waitid fail with
+// EAGAIN for whoever shares p. It is nil when the process is gone.
+func reopen(p *os.File) (*os.File, error) {
+	pid, err := PID(p)
+	if err != nil {
+		if !Alive(p) {
+			return nil, nil
+		}
+		return nil, err // this namespace can't see it
+	}
+	own, err := Open(pid)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	is, err := KeyOf(own)
+	if err == nil {
+		var want Key
+		if want, err = KeyOf(p); err == nil && is == want {
+			return own, nil
+		}
+	}
+	own.Close()
+	if !Alive(p) {
+		err = nil // the number is another's by now, or nobody's
+	}
+	return nil, err
 }
 
 // Signal sends sig to the process. It is ESRCH when the process is gone.
