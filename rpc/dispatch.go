@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -330,6 +331,7 @@ func (c *serverConn) open(call *serverCall, f requestFrame) error {
 			c.gone(call.number)
 		}
 	})
+	runtime.Gosched() // the handler goes first: the next receive may keep the processor
 	return nil
 }
 
