@@ -2,6 +2,7 @@ package alpc_test
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"sallyport/alpc"
 	"sallyport/alpc/alpctest"
+	"sallyport/internal/pidfd"
 	"sallyport/ntstatus"
 	"sallyport/security"
 )
@@ -281,6 +283,8 @@ func TestTokenIsUsedAsFarAsItWasOpened(t *testing.T) {
 	require.ErrorIs(t, err, ntstatus.AccessDenied, "to adjust another token of its user takes more")
 	_, err = client.OpenToken(ctx, made.TokenID, security.MaximumAllowed)
 	require.NoError(t, err)
+	_, err = c.Attach(t, alpctest.User(1002)).OpenToken(ctx, made.TokenID, security.MaximumAllowed)
+	require.ErrorIs(t, err, ntstatus.AccessDenied, "the most that it may have is nothing")
 	_, err = client.OpenToken(ctx, 1<<40, 0x8)
 	require.ErrorIs(t, err, ntstatus.NoToken)
 
@@ -290,6 +294,8 @@ func TestTokenIsUsedAsFarAsItWasOpened(t *testing.T) {
 	require.NoError(t, authority.GrantToken(ctx, made.TokenID, client.ID()))
 	got, err := client.SetToken(ctx, made.TokenID, alpc.TokenChange{Owner: &owner})
 	require.NoError(t, err, "granted whole")
+	_, err = client.OpenToken(ctx, made.TokenID, security.MaximumAllowed)
+	require.NoError(t, err, "what it holds beyond the descriptor is no hindrance")
 	require.NotEqual(t, made.ModifiedID, got.ModifiedID)
 
 	low := alpctest.User(1001)
@@ -333,4 +339,32 @@ func TestTokenIsSetWithTheRightRights(t *testing.T) {
 	after, err := authority.SetToken(ctx, made.TokenID, alpc.TokenChange{Session: &session})
 	require.NoError(t, err)
 	require.Equal(t, session, after.SessionID)
+}
+
+func TestTokenOfAProcessIsOpenedByItsPIDFD(t *testing.T) {
+	c, ctx := alpctest.Start(t), alpctest.Context(t)
+	process, err := alpc.Attach(ctx, alpc.Options{Path: c.Path()})
+	require.NoError(t, err)
+	defer process.Close()
+	self, err := pidfd.Self()
+	require.NoError(t, err)
+	defer self.Close()
+	system := c.Attach(t, nil)
+	got, err := system.OpenProcessToken(ctx, self, 0x8)
+	require.NoError(t, err)
+	require.Equal(t, process.Token(), got)
+	require.NoError(t, system.CloseToken(ctx, got.TokenID), "it is held")
+	_, err = c.Attach(t, alpctest.User(1001)).OpenProcessToken(ctx, self, 0x8)
+	require.ErrorIs(t, err, ntstatus.AccessDenied)
+	other, err := pidfd.Open(1)
+	require.NoError(t, err)
+	defer other.Close()
+	_, err = system.OpenProcessToken(ctx, other, 0x8)
+	require.ErrorIs(t, err, ntstatus.NoToken, "the core knows none of it")
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	defer w.Close()
+	_, err = system.OpenProcessToken(ctx, r, 0x8)
+	require.ErrorIs(t, err, ntstatus.NoToken, "no process")
 }

@@ -457,7 +457,17 @@ func TestNamesAreCheckedAndFolded(t *testing.T) {
 }
 
 func FuzzRequests(f *testing.F) {
-	for i, m := range []*corepb.ToCore{listen(`\a`, true), declare(`\b`), connect(`\a`), accept(1), refuse(2), hello} {
+	owner := "S-1-1-0"
+	for i, m := range []*corepb.ToCore{
+		listen(`\a`, true), declare(`\b`), connect(`\a`), accept(1), refuse(2), hello,
+		{Request: &corepb.ToCore_OpenToken{OpenToken: &corepb.OpenToken{TokenId: 0x1003, DesiredAccess: 0x2000000}}},
+		{Request: &corepb.ToCore_FilterToken{FilterToken: &corepb.FilterToken{TokenId: 0x1003, Flags: 5, Restrict: []string{owner}, DenyOnly: []string{owner}}}},
+		{Request: &corepb.ToCore_AdjustPrivileges{AdjustPrivileges: &corepb.AdjustPrivileges{TokenId: 0x1003, Privileges: []*corepb.Privilege{{Privilege: 23}}}}},
+		{Request: &corepb.ToCore_AdjustGroups{AdjustGroups: &corepb.AdjustGroups{TokenId: 0x1003, Groups: []*corepb.Group{{Sid: owner}}}}},
+		{Request: &corepb.ToCore_SetToken{SetToken: &corepb.SetToken{TokenId: 0x1003, Owner: &owner, PrimaryGroup: &owner}}},
+		{Request: &corepb.ToCore_CreateSecurityContext{CreateSecurityContext: &corepb.CreateSecurityContext{Connection: 2, TokenId: 0x1003, Level: 2, Dynamic: true}}},
+		{Request: &corepb.ToCore_DeleteSecurityContext{DeleteSecurityContext: &corepb.DeleteSecurityContext{Connection: 2, Context: 1}}},
+	} {
 		m.Id = uint64(i)
 		b, err := proto.Marshal(m)
 		require.NoError(f, err)
@@ -482,4 +492,53 @@ func FuzzRequests(f *testing.F) {
 		require.Empty(t, w.open)
 		require.Empty(t, w.slabs)
 	})
+}
+
+// TestEachProcessHasATokenOfItsOwn: what a child inherits, and what a second process is assigned, is a copy; attachments of one
+// process share theirs.
+func TestEachProcessHasATokenOfItsOwn(t *testing.T) {
+	w := newWorld(t, core.Setup{Owner: 7})
+	attach := func(process, parent uint64) (id uint64, token *corepb.Token) {
+		w.lastID++
+		e := core.Attaching{ID: w.lastID, PID: int32(process), UID: 1000, Process: key(process), PIDFD: w.fd(), Hello: hello, Proven: true}
+		if parent != 0 {
+			e.Chain = []core.Ancestor{{Process: key(parent), UID: 1000}}
+		}
+		w.step(e)
+		return e.ID, w.replyTo(e.ID, 1).GetHello().GetIdentity().GetToken()
+	}
+	parent, first := attach(100, 0)
+	twin, second := attach(100, 0)
+	child, inherited := attach(101, 100)
+	require.Equal(t, first.TokenId, second.TokenId)
+	require.NotEqual(t, first.TokenId, inherited.TokenId)
+	require.Equal(t, first.AuthenticationId, inherited.AuthenticationId)
+	off := w.ask(child, 2, &corepb.ToCore{Request: &corepb.ToCore_AdjustPrivileges{AdjustPrivileges: &corepb.AdjustPrivileges{TokenId: inherited.TokenId, DisableAll: true}}})
+	require.Nil(t, off.GetFailure())
+	told := func(id uint64) (n int) {
+		for _, f := range w.inbox[id] {
+			if f.GetNotice().GetTokenChanged() != nil {
+				n++
+			}
+		}
+		return n
+	}
+	require.Equal(t, 1, told(child))
+	require.Zero(t, told(parent), "the parent's token is another")
+	off = w.ask(twin, 2, &corepb.ToCore{Request: &corepb.ToCore_AdjustPrivileges{AdjustPrivileges: &corepb.AdjustPrivileges{TokenId: first.TokenId, DisableAll: true}}})
+	require.Nil(t, off.GetFailure())
+	require.Equal(t, []int{1, 1, 1}, []int{told(parent), told(twin), told(child)}, "of one process, all attachments know")
+
+	spawner := w.stated(system())
+	assign := func(request uint64, token uint64) (uint64, *corepb.Token) {
+		fd := w.fd()
+		require.Nil(t, w.ask(spawner, request, &corepb.ToCore{Request: &corepb.ToCore_AssignToken{AssignToken: &corepb.AssignToken{TokenId: token}}}, fd).GetFailure())
+		return attach(uint64(fd), 0)
+	}
+	made := w.ask(spawner, 2, &corepb.ToCore{Request: &corepb.ToCore_CreateToken{CreateToken: &corepb.CreateToken{Token: control.TokenToWire(user(3))}}}).GetToken()
+	_, one := assign(3, made.TokenId)
+	_, two := assign(4, made.TokenId)
+	require.Equal(t, made.TokenId, one.TokenId, "the first gets it")
+	require.NotEqual(t, made.TokenId, two.TokenId)
+	require.Equal(t, one.User.Sid, two.User.Sid)
 }

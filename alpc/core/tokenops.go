@@ -38,14 +38,15 @@ func (m *Machine) takeToken(a *attachment, r *corepb.OpenToken, e Requested, rep
 	if desired == 0 {
 		return fail(op, tokenName(t.value.TokenID), ntstatus.AccessDenied, "no right is asked for")
 	}
-	question := desired
 	if desired&security.MaximumAllowed != 0 {
-		desired = m.rightsOn(a, t) | desired&^security.MaximumAllowed
-		question = desired
+		desired = desired&^security.MaximumAllowed | m.grants(a, t)
+		if desired == 0 {
+			desired = TokenQuery // which is refused, and logged
+		}
 	}
 	// What a handle was granted before says nothing of what another may have: the descriptor decides anew.
 	if t != a.token {
-		if f := m.check(a, op, tokenName(t.value.TokenID), tokenDescriptor(t), tokenMapping(), question, tokenRights()); f != nil {
+		if f := m.check(a, op, tokenName(t.value.TokenID), tokenDescriptor(t), tokenMapping(), desired, tokenRights()); f != nil {
 			return f
 		}
 	}

@@ -92,11 +92,16 @@ func (m *Machine) openToken(a *attachment, op string, id security.LUID, desired 
 
 // rightsOn is all that a may do with t.
 func (m *Machine) rightsOn(a *attachment, t *token) security.AccessMask {
+	if h, held := a.held[t.value.TokenID]; held && t != a.token {
+		return h.granted
+	}
+	return m.grants(a, t)
+}
+
+// grants is all that a may open t for.
+func (m *Machine) grants(a *attachment, t *token) security.AccessMask {
 	if t == a.token {
 		return tokenMapping().All
-	}
-	if h, held := a.held[t.value.TokenID]; held {
-		return h.granted
 	}
 	return security.AccessCheck(security.CheckRequest{
 		Descriptor: tokenDescriptor(t), Token: a.token.value, Desired: security.MaximumAllowed, Mapping: tokenMapping(),
