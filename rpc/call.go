@@ -148,6 +148,12 @@ func (c *serverCall) finish(out any, err error) {
 		}
 		if ntstatus.Of(err) != ntstatus.ReplyMessageMismatch { // the caller has gone: nobody misses it
 			c.conn.server.log.Debug("a reply was not sent", "error", err)
+			if c.conn.port.Err() == nil { // what the handler put in can't be sent, so the caller is told that instead
+				instead := getBuffer()
+				data, _ := c.reply(instead, nil, ntstatus.Errorf("rpc.serve", "", ntstatus.InvalidHandle, "the reply could not be sent: %v", err))
+				_ = c.conn.port.Reply(c.conn.ctx, c.request, &alpc.Message{Type: alpc.TypeReply, Data: data})
+				instead.free()
+			}
 		}
 	}
 	if kept == nil {

@@ -149,6 +149,18 @@ func TestAPortThatTakesNoFilesGetsNone(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestReplyThatCannotBeSentIsAnErrorAtOnce(t *testing.T) {
+	_, w := pipe(t)
+	f := serve(t, &library{echo: func(ctx context.Context, b *testpb.Book) (*testpb.Book, error) {
+		h := rpc.Handles(ctx).Add(w)
+		return &testpb.Book{Name: b.Name, File: h}, w.Close() // closed before the reply carries it
+	}}, pipes())
+	hs := rpc.NewHandleSet()
+	defer hs.Close()
+	_, err := f.client.Echo(short(t), &testpb.Book{}, hs.Option())
+	require.ErrorIs(t, err, ntstatus.InvalidHandle)
+}
+
 func TestNoFileIsNoError(t *testing.T) {
 	hs := rpc.NewHandleSet()
 	require.Nil(t, hs.Add(nil))
