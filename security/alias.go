@@ -89,8 +89,9 @@ func (a *alias) in(domain SID) SID {
 
 // appendSID appends s as SDDL writes it: by alias where it has one.
 func appendSID(b []byte, s, domain SID) []byte {
+	rid, relative := s.RID(), !domain.IsZero() && s.Domain() == domain
 	for i := range aliasTable {
-		if a := &aliasTable[i]; !s.IsZero() && a.in(domain) == s {
+		if a := &aliasTable[i]; a.relative == 0 && a.sid.same(&s) || relative && a.relative != 0 && a.relative == rid {
 			return append(b, a.name[:]...)
 		}
 	}

@@ -445,7 +445,7 @@ func (c *check) walk(p pass, scope AccessMask) bool {
 			s.Effect = InheritOnlyEntry
 		case !c.applies(&a.SID, deny, p):
 			s.Effect = OtherSubject
-			if !deny && c.applies(&a.SID, true, p) {
+			if c.req.Trace && !deny && c.applies(&a.SID, true, p) {
 				s.Effect = DenyOnlySubject
 			}
 		case !found:

@@ -142,8 +142,8 @@ func nextToken(s string) (t conditionToken, rest string, ok bool) {
 		}
 		n := literalHeader + int(le32(s[1:]))
 		t.body = s[literalHeader:n]
-		wide := t.code == tokenString || t.code >= tokenLocal
-		return t, s[n:], !wide || len(t.body)%2 == 0
+		wide := t.code == tokenString || t.isAttribute()
+		return t, s[n:], (!wide || len(t.body)%2 == 0) && (!t.isAttribute() || t.body != "")
 	}
 	return t, s[1:], operator(t.code) != nil
 }
@@ -233,16 +233,19 @@ func literalOf(t conditionToken, sids bool) bool {
 	return t.isLiteral() && !sids
 }
 
-// Valid reports whether the condition is one that can be evaluated and has a text.
+// Valid reports whether the condition is one that can be evaluated.
 func (c Condition) Valid() bool {
 	_, ok := c.nodes()
 	return ok
 }
 
 // String is the text as Windows writes it, with parentheses around the whole and around what && || and ! join; it is empty where
-// the condition is not valid.
+// the condition is not valid, or compares with an attribute without a prefix, for which SDDL has no words.
 func (c Condition) String() string {
-	b, _ := c.append(nil, SID{})
+	b, ok := c.append(nil, SID{})
+	if !ok {
+		return ""
+	}
 	return string(b)
 }
 
@@ -270,6 +273,9 @@ func (c Condition) append(b []byte, domain SID) ([]byte, bool) {
 		case op == nil:
 			b = n.append(b, domain)
 		case op.takes == ofTwo:
+			if tree[n.right].code == tokenLocal {
+				return b, false
+			}
 			b = append(tree[n.left].append(b, domain), ' ')
 			b = append(append(b, op.word...), ' ')
 			b = tree[n.right].append(b, domain)
@@ -606,14 +612,27 @@ func (p *parser) wide(out []byte) []byte {
 
 // escape takes %xxxx.
 func (p *parser) escape(out []byte) []byte {
-	if len(p.text)-p.pos >= 5 {
-		if v, err := strconv.ParseUint(p.text[p.pos+1:p.pos+5], 16, 16); err == nil {
-			p.pos += 5
-			return binary.LittleEndian.AppendUint16(out, uint16(v))
+	if !p.escaped() {
+		p.fail(ntstatus.InvalidACL, "% and four hexadecimal digits")
+		return out
+	}
+	v, _ := strconv.ParseUint(p.text[p.pos+1:p.pos+5], 16, 16)
+	p.pos += 5
+	return binary.LittleEndian.AppendUint16(out, uint16(v))
+}
+
+// escaped reports whether %xxxx is next.
+func (p *parser) escaped() bool {
+	rest := p.rest()
+	if len(rest) < 5 || rest[0] != '%' {
+		return false
+	}
+	for i := range 4 {
+		if !isDigit(rest[1+i], 16) {
+			return false
 		}
 	}
-	p.fail(ntstatus.InvalidACL, "% and four hexadecimal digits")
-	return out
+	return true
 }
 
 // literal takes a value or a list of values; with sids, of SIDs.
@@ -672,14 +691,14 @@ func (p *parser) wrappedSID() SID {
 	return sid
 }
 
-// quoted takes "text" as UTF-16.
+// quoted takes "text" as UTF-16. A % without four hexadecimal digits behind it is itself.
 func (p *parser) quoted(out []byte) []byte {
 	p.pos++
 	for p.err == nil && !p.accept('"') {
 		switch {
 		case p.pos == len(p.text):
 			p.fail(ntstatus.InvalidACL, `" at the end of a text`)
-		case p.text[p.pos] == '%':
+		case p.escaped():
 			out = p.escape(out)
 		default:
 			out = p.wide(out)

@@ -13,18 +13,24 @@ import (
 // The oracle is the access check of MS-DTYP 2.5.3 once more, slow and without cleverness: it asks for every bit alone whether it
 // is granted, and knows no masks, no early end and no trace.
 
+// All DACLs of up to three entries over four SIDs and four rights, absent, NULL and empty ones, inherit-only entries, three owners, and
+// labels above, at and below the token's. Each DACL of up to two entries meets each label; those of three entries share them out.
 func TestAccessCheckAgreesWithTheOracleOnAllSmallDACLs(t *testing.T) {
 	var entries []security.ACE
 	for _, s := range []security.SID{sid(t, alice), sid(t, wheel), sid(t, nobody), security.OwnerRights()} {
-		for _, mask := range []security.AccessMask{0x1, security.ReadControl | 0x2, security.GenericWrite} {
+		for _, mask := range []security.AccessMask{0x1, security.ReadControl | 0x2, security.GenericWrite, security.WriteDAC} {
 			entries = append(entries, security.Allow(s, mask), security.Deny(s, mask))
 		}
 	}
-	childrenOnly := security.Allow(security.OwnerRights(), 0x1)
-	childrenOnly.Flags = security.InheritOnly
-	entries = append(entries, childrenOnly)
-
-	dacls := []*security.ACL{nil, security.NewACL()}
+	for _, childrenOnly := range []security.ACE{security.Allow(security.OwnerRights(), 0x1), security.Deny(sid(t, alice), 0x1)} {
+		childrenOnly.Flags = security.InheritOnly
+		entries = append(entries, childrenOnly)
+	}
+	var sacls []*security.ACL
+	for _, s := range []string{"S:", "S:(ML;;NWNR;;;HI)", "S:(ML;;NX;;;SI)", "S:(ML;;NW;;;LW)", "S:(ML;IO;NWNRNX;;;SI)(ML;;NW;;;ME)", "S:(ML;;;;;HI)"} {
+		sacls = append(sacls, parse(t, s).SACL)
+	}
+	dacls := []*security.ACL{nil, nil, security.NewACL()} // the first is absent, the second is NULL
 	for _, a := range entries {
 		dacls = append(dacls, security.NewACL(a))
 		for _, b := range entries {
@@ -34,16 +40,26 @@ func TestAccessCheckAgreesWithTheOracleOnAllSmallDACLs(t *testing.T) {
 			}
 		}
 	}
+	owners := []security.SID{sid(t, alice), sid(t, wheel), sid(t, nobody)}
+	wants := []security.AccessMask{0x1, 0x7 | security.ReadControl, security.MaximumAllowed, security.MaximumAllowed | 0x2, security.WriteDAC}
 	token := aliceToken(t)
 	for i, dacl := range dacls {
-		for _, owner := range []security.SID{sid(t, alice), sid(t, wheel)} {
-			sd := &security.Descriptor{Control: security.DACLPresent, Owner: owner, Group: security.LocalSystem(), DACL: dacl}
-			for _, desired := range []security.AccessMask{0x1, 0x7 | security.ReadControl, security.MaximumAllowed, security.MaximumAllowed | 0x2} {
-				req := security.CheckRequest{Descriptor: sd, Token: token, Desired: desired, Mapping: mapping}
-				status, granted := oracle(req)
-				got := security.AccessCheck(req)
-				if got.Status != status || got.Granted != granted {
-					t.Fatalf("DACL %d, %v for %v: the oracle says %v, %v; got %v", i, sd, desired, status, granted, got)
+		for j, desired := range wants {
+			for k, owner := range owners {
+				few := dacl == nil || len(dacl.ACEs) < 3
+				for l, sacl := range sacls {
+					if !few && (i+j+k)%len(sacls) != l {
+						continue
+					}
+					sd := &security.Descriptor{Owner: owner, Group: security.LocalSystem(), DACL: dacl, SACL: sacl}
+					if i > 0 {
+						sd.Control = security.DACLPresent
+					}
+					req := security.CheckRequest{Descriptor: sd, Token: token, Desired: desired, Mapping: mapping}
+					status, granted := oracle(req)
+					if got := security.AccessCheck(req); got.Status != status || got.Granted != granted {
+						t.Fatalf("DACL %d, %v for %v: the oracle says %v, %v; got %v", i, sd, desired, status, granted, got)
+					}
 				}
 			}
 		}

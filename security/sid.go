@@ -44,6 +44,15 @@ func makeSID(authority uint64, sub ...uint32) SID {
 // IsZero reports whether s is the zero value: no SID.
 func (s SID) IsZero() bool { return s.revision == 0 }
 
+// same is s == o, looking first at where SIDs differ: a check compares many, of which few are the same.
+func (s *SID) same(o *SID) bool {
+	last := uint8(0)
+	if s.count > 0 {
+		last = s.count - 1
+	}
+	return s.count == o.count && s.authorityLo == o.authorityLo && s.sub[last] == o.sub[last] && *s == *o
+}
+
 // Authority is the identifier authority, 48 bits.
 func (s SID) Authority() uint64 { return uint64(s.authorityHi)<<32 | uint64(s.authorityLo) }
 

@@ -170,7 +170,7 @@ func (t *Token) HasSID(sid SID) bool {
 
 // match is MS-DTYP 2.5.3.1.1, SidInToken: for an entry that denies, the deny-only SIDs match too.
 func (t *Token) match(sid *SID, deny bool) bool {
-	if t.User.SID == *sid {
+	if t.User.SID.same(sid) {
 		return deny || t.User.Attributes&GroupUseForDenyOnly == 0
 	}
 	return matchGroups(t.Groups, sid, deny)
@@ -179,7 +179,7 @@ func (t *Token) match(sid *SID, deny bool) bool {
 func matchGroups(groups []Group, sid *SID, deny bool) bool {
 	for i := range groups {
 		g := &groups[i]
-		if g.SID != *sid {
+		if !g.SID.same(sid) {
 			continue
 		}
 		if g.Attributes&GroupUseForDenyOnly != 0 {
@@ -195,7 +195,7 @@ func matchGroups(groups []Group, sid *SID, deny bool) bool {
 // matchRestricted is match for the restricting SIDs, whose attributes do not count.
 func (t *Token) matchRestricted(sid *SID) bool {
 	for i := range t.Restricted {
-		if t.Restricted[i].SID == *sid {
+		if t.Restricted[i].SID.same(sid) {
 			return true
 		}
 	}
