@@ -1,5 +1,5 @@
-// Package security decides who somebody is and whether they may: SIDs, access masks, descriptors and their text form, tokens,
-// and the access check. It follows MS-DTYP (the chapter numbers are in the comments) and FEATURES of NT's reference monitor.
+// Package security decides who somebody is and whether they may: SIDs, access masks, descriptors
+// with their text and binary forms, conditions and claims, tokens, the access check and inheritance. It follows MS-DTYP (the chapter numbers are in the comments) and FEATURES of NT's reference monitor.
 //
 // Everything here is a value. There is no system call, no I/O, no clock and no lock: the caller says what time it is and hands
 // in the LUIDs. Values are safe for concurrent use as long as nobody writes them; a Descriptor or a Token that has been
