@@ -212,12 +212,21 @@ func mappingOf(m map[string]string) security.GenericMapping {
 
 type sidCase struct{ ID, Group, Input, Context, Expect string }
 
-type sddlCase struct{ ID, Group, SDDL, Canonical string }
+type sddlCase struct {
+	ID, Group, SDDL, Canonical string
+	FirstMask                  string `json:"expect_first_ace_mask"`
+}
 
 func (c sddlCase) run(domain security.SID) error {
 	first, err := security.ParseSDDLIn(c.SDDL, domain)
 	if err != nil {
 		return err
+	}
+	if c.FirstMask != "" {
+		list := cmp.Or(first.DACL, first.SACL)
+		if err := differ(security.AccessMask(number(c.FirstMask)), list.ACEs[0].Mask); err != nil {
+			return err
+		}
 	}
 	text := first.Format(domain)
 	if c.Canonical != "" {

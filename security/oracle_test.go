@@ -166,17 +166,32 @@ func oracleBit(req security.CheckRequest, bit security.AccessMask, wanted bool) 
 	if bit == security.WriteOwner && wanted && oracleHas(token, security.SeTakeOwnership) {
 		return true
 	}
+	owner := oracleMatch(token, sd.Owner, false)
+	// Each of the up to three sides of the token must grant the bit, by owning or by an entry.
+	side := func(owns bool, match func(security.SID, bool) bool) bool {
+		if owns && (bit == security.ReadControl || bit == security.WriteDAC) && !oracleHasOwnerRights(sd) {
+			return true
+		}
+		if sd.DACL == nil {
+			return wanted || req.Mapping.All&bit != 0
+		}
+		return oracleWalk(req, bit, owns, match)
+	}
+	onlyWriting := security.Delete | security.WriteDAC | security.WriteOwner | req.Mapping.Write&^req.Mapping.Read&^req.Mapping.Execute
 	restricted := len(token.Restricted) > 0
-	owns := oracleMatch(token, sd.Owner, false) && (!restricted || oracleRestricted(token, sd.Owner))
-	if owns && (bit == security.ReadControl || bit == security.WriteDAC) && !oracleHasOwnerRights(sd) {
-		return true
+	if restricted && !token.WriteRestricted {
+		owner = owner && oracleRestricted(token, sd.Owner)
 	}
-	if sd.DACL == nil {
-		return wanted || req.Mapping.All&bit != 0
+	if !side(owner, func(s security.SID, deny bool) bool { return oracleMatch(token, s, deny) }) {
+		return false
 	}
-	first := oracleWalk(req, bit, owns, func(s security.SID, deny bool) bool { return oracleMatch(token, s, deny) })
-	second := !restricted || oracleWalk(req, bit, owns, func(s security.SID, _ bool) bool { return oracleRestricted(token, s) })
-	return first && second
+	if restricted && (!token.WriteRestricted || onlyWriting&bit != 0) &&
+		!side(owner && oracleRestricted(token, sd.Owner), func(s security.SID, _ bool) bool { return oracleRestricted(token, s) }) {
+		return false
+	}
+	return token.AppContainer.IsZero() || side(false, func(s security.SID, _ bool) bool {
+		return s == token.AppContainer || s == security.AllRestrictedAppPackages() || s == security.AllAppPackages() && !token.LowPrivilege
+	})
 }
 
 // oracleWalk finds the first entry that says anything about the bit.
@@ -243,7 +258,7 @@ func oracleHas(t *security.Token, p security.Privilege) bool {
 // anyRequest draws from a small world, so that things meet.
 func anyRequest(t *rapid.T) security.CheckRequest {
 	people := rapid.SampledFrom([]security.SID{sid(t, alice), sid(t, staff), sid(t, wheel), sid(t, idle), sid(t, nobody),
-		security.OwnerRights(), security.PrincipalSelf(), security.RestrictedCode()})
+		security.OwnerRights(), security.PrincipalSelf(), security.RestrictedCode(), security.AllAppPackages(), sid(t, "S-1-15-2-7")})
 	mask := rapid.Custom(func(t *rapid.T) security.AccessMask {
 		return security.AccessMask(rapid.Uint32().Draw(t, "a") & rapid.Uint32().Draw(t, "b"))
 	})
@@ -262,6 +277,10 @@ func anyRequest(t *rapid.T) security.CheckRequest {
 		for _, s := range rapid.SliceOfN(people, 1, 3).Draw(t, "restricting") {
 			token.Restricted = append(token.Restricted, security.Group{SID: s})
 		}
+		token.WriteRestricted = rapid.Bool().Draw(t, "write-restricted")
+	}
+	if rapid.IntRange(0, 3).Draw(t, "package") == 0 {
+		token.AppContainer, token.LowPrivilege = sid(t, "S-1-15-2-7"), rapid.Bool().Draw(t, "low privilege")
 	}
 	owner := rapid.SampledFrom([]security.SID{sid(t, alice), sid(t, staff), sid(t, wheel), sid(t, nobody)}).Draw(t, "owner")
 	sd := &security.Descriptor{Owner: owner, Group: security.Users()}
