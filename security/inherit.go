@@ -225,6 +225,9 @@ func (n *NewObject) inherit(d *Descriptor, parent *ACL, mark bool) []ACE {
 // SEF_DACL_AUTO_INHERIT). Lists that are protected, NULL or absent stay as they are. Doing it twice changes nothing more.
 func Reinherit(n NewObject) *Descriptor {
 	d := n.Explicit.Clone()
+	if d == nil {
+		return nil
+	}
 	for _, p := range []listParts{daclParts, saclParts} {
 		l := p.of(d)
 		if *l == nil || d.Control&p.protected != 0 {

@@ -136,6 +136,7 @@ func TestReinheritance(t *testing.T) {
 	}
 	n.Explicit, n.Parent = parse(t, "O:SYG:SYD:(A;ID;CC;;;WD)"), nil
 	require.Equal(t, "O:SYG:SYD:AI", security.Reinherit(n).String(), "no container, nothing inherited")
+	require.Nil(t, security.Reinherit(security.NewObject{Parent: n.Explicit}))
 }
 
 func TestReinheritanceIsIdempotentAndFindsWhatANewObjectGets(t *testing.T) {
