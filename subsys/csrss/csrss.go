@@ -13,6 +13,7 @@ package csrss
 import (
 	"context"
 	"strings"
+	"time"
 
 	"sallyport/alpc"
 	"sallyport/ntstatus"
@@ -32,6 +33,9 @@ const (
 	rightTerminal security.AccessMask = 0x80
 	allRights     security.AccessMask = 0xF00F7
 )
+
+// farewellTime is how long viewers may take to hear the rest when csrss stops.
+const farewellTime = time.Second
 
 // interfaceSDDL guards the interface: the system and administrators may all, anybody who was authenticated may look, register and
 // make consoles. It also stands for a console that is not there.
@@ -65,6 +69,7 @@ func run(ctx context.Context, env *subsys.Env) error {
 	}
 	s := &service{
 		sys: env.System, keeper: keeper, session: env.Session, log: env.Logger,
+		leaving:  make(chan struct{}),
 		consoles: newConsoles(env.Session, keeper, env.Logger), processes: newProcesses(ctx, env.Session, keeper, env.Logger),
 	}
 	defer s.processes.waits.Wait()
@@ -95,7 +100,15 @@ func run(ctx context.Context, env *subsys.Env) error {
 	if err := env.Ready(); err != nil {
 		return err
 	}
-	err = server.Serve(ctx, listener)
+	// At the end viewers get what is left of the output: a shell's last words come a moment before its session ends.
+	go func() {
+		<-ctx.Done()
+		close(s.leaving)
+		farewell, done := context.WithTimeout(context.WithoutCancel(ctx), farewellTime)
+		defer done()
+		server.GracefulStop(farewell)
+	}()
+	err = server.Serve(context.WithoutCancel(ctx), listener)
 	select {
 	case lost := <-failed:
 		return ntstatus.Errorf("csrss.run", sm.PortName, ntstatus.PortDisconnected, "smss sends no more exits: %w", lost)

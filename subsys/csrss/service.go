@@ -44,6 +44,7 @@ type service struct {
 	consoles  *consoles
 	processes *processes
 	viewer    atomic.Uint64
+	leaving   chan struct{} // closed when csrss stops: streams end once they have said what is left
 }
 
 // resolve is the framework's way to a console's descriptor. Who may do everything on the session learns that a name is not there.
@@ -150,6 +151,8 @@ func (s *service) WatchExits(_ *csrpb.WatchExitsRequest, stream grpc.ServerStrea
 	}
 	for {
 		select {
+		case <-s.leaving:
+			return ntstatus.New("csr.WatchExits", "", ntstatus.PortDisconnected)
 		case <-stream.Context().Done():
 			return ntstatus.Wrap("csr.WatchExits", "", context.Cause(stream.Context()))
 		case p, ok := <-exits:
@@ -413,6 +416,8 @@ func (s *service) send(c *console, v *viewer, attach *csrpb.Attach, stream grpc.
 				if received = nil; err != nil {
 					return err
 				}
+			case <-s.leaving:
+				return ntstatus.New("csr.AttachConsole", c.name, ntstatus.PortDisconnected) // as if it were gone already
 			case <-stream.Context().Done():
 				return ntstatus.Wrap("csr.AttachConsole", c.name, context.Cause(stream.Context()))
 			}
