@@ -145,9 +145,13 @@ func (a *app) awaitCore(ctx context.Context, in instance.Instance, p *coreProces
 	// What was being asked of a core that ends fails in many ways; the core's end is the reason.
 	select {
 	case <-p.ended:
-		return p.failure(in)
-	case <-ctx.Done():
+	case <-ctx.Done(): // which the core's end brings about, too
 	case <-time.After(deathNotice):
+	}
+	select {
+	case <-p.ended:
+		return p.failure(in)
+	default:
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
