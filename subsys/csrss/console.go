@@ -62,6 +62,7 @@ type console struct {
 	pid        int
 	exit       *sm.Exit
 	state      consoleState
+	leaving    bool          // csrss stops: see lastWords
 	changed    chan struct{} // closed and replaced when size, state or viewers change
 }
 
@@ -114,7 +115,7 @@ func (c *console) pump() {
 func (c *console) heal(cause error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != stateLive || !errors.Is(cause, syscall.EIO) {
+	if c.state != stateLive || c.leaving || !errors.Is(cause, syscall.EIO) {
 		return false
 	}
 	peer, err := pty.Peer(c.master)
@@ -181,6 +182,22 @@ func (c *console) close() {
 	c.master.Close()
 	<-c.pumped
 	c.drop()
+}
+
+// lastWords lets csrss's own side of the terminal go, if somebody watches: the pump then ends when nobody has the terminal any more
+// and all that was written is in the ring. It returns what to wait for, nil for nothing.
+func (c *console) lastWords() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != stateLive || len(c.viewers) == 0 {
+		return nil
+	}
+	c.leaving = true
+	if c.peer != nil {
+		c.peer.Close()
+		c.peer = nil
+	}
+	return c.pumped
 }
 
 // check decides about a right on the console; trace keeps the reasons.

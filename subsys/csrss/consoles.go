@@ -339,6 +339,21 @@ func (t *consoles) setSecurity(ctx context.Context, c *console, sd *security.Des
 	return nil
 }
 
+// lastWords waits until all that programs which have ended wrote to a watched console is in its ring. Programs that go on hold it up
+// until the time is over.
+func (t *consoles) lastWords(limit time.Duration) {
+	over := time.After(limit)
+	for _, c := range t.list() {
+		if pumped := c.lastWords(); pumped != nil {
+			select {
+			case <-pumped:
+			case <-over:
+				return
+			}
+		}
+	}
+}
+
 // release lets go of everything without ending it: a successor adopts it.
 func (t *consoles) release() {
 	for _, c := range t.list() {

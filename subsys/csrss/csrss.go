@@ -34,8 +34,10 @@ const (
 	allRights     security.AccessMask = 0xF00F7
 )
 
-// farewellTime is how long viewers may take to hear the rest when csrss stops.
-const farewellTime = time.Second
+const (
+	lastWordsTime = 300 * time.Millisecond // how long csrss, when it stops, waits for programs' last output
+	farewellTime  = time.Second            // and then for viewers to hear it
+)
 
 // interfaceSDDL guards the interface: the system and administrators may all, anybody who was authenticated may look, register and
 // make consoles. It also stands for a console that is not there.
@@ -103,6 +105,7 @@ func run(ctx context.Context, env *subsys.Env) error {
 	// At the end viewers get what is left of the output: a shell's last words come a moment before its session ends.
 	go func() {
 		<-ctx.Done()
+		s.consoles.lastWords(lastWordsTime)
 		close(s.leaving)
 		farewell, done := context.WithTimeout(context.WithoutCancel(ctx), farewellTime)
 		defer done()
