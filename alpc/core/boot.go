@@ -13,10 +13,8 @@ import (
 	"sallyport/ntstatus"
 )
 
-const (
-	stopGrace = 5 * time.Second // how long what the session manager left behind may take to end politely
-	stopPoll  = 20 * time.Millisecond
-)
+// stopGrace is how long what the session manager left behind may take to end politely.
+const stopGrace = 5 * time.Second
 
 // BootOptions say how the core's own process starts the session manager.
 type BootOptions struct {
@@ -115,13 +113,22 @@ func (c *Core) endEverything() (left int) {
 	return left
 }
 
-// endPhase ends every child that spare does not name: politely for a grace, then by force.
+// endPhase ends every child that spare does not name: politely for a grace, then by force. Each end may make new children: what it
+// left behind.
 func endPhase(spare func(pid int) bool) {
-	deadline := time.Now().Add(stopGrace)
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	defer signal.Stop(ended)
+	grace := time.After(stopGrace)
+	force := false
 	running, err := spawn.EndOrphans(syscall.SIGTERM, spare)
 	for err == nil && running > 0 {
-		time.Sleep(stopPoll)
-		if time.Now().After(deadline) {
+		select {
+		case <-ended:
+		case <-grace:
+			force = true
+		}
+		if force {
 			running, err = spawn.EndOrphans(syscall.SIGKILL, spare)
 		} else {
 			running, err = spawn.ReapOrphans(spare)
