@@ -84,7 +84,7 @@ func (s *System) GrantToken(ctx context.Context, id security.LUID, to uint64) er
 
 // OpenToken makes the caller hold a token that its descriptor grants the rights on (NtOpenProcessToken, by id), until
 // CloseToken. What is then done with it is bounded by them; opened again, the rights add up. Statuses: NoToken, AccessDenied,
-// QuotaExceeded.
+// CantOpenAnonymous, QuotaExceeded.
 func (s *System) OpenToken(ctx context.Context, id security.LUID, desired security.AccessMask) (*security.Token, error) {
 	return s.token(ctx, &corepb.ToCore{Request: &corepb.ToCore_OpenToken{OpenToken: &corepb.OpenToken{TokenId: uint64(id), DesiredAccess: uint32(desired)}}})
 }

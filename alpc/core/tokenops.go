@@ -34,6 +34,9 @@ func (m *Machine) takeToken(a *attachment, r *corepb.OpenToken, e Requested, rep
 	if t == nil {
 		return fail(op, tokenName(security.LUID(r.GetTokenId())), ntstatus.NoToken, "it does not exist, or nobody holds it any more")
 	}
+	if t.value.Type == security.TokenImpersonation && t.value.Level == security.LevelAnonymous {
+		return fail(op, tokenName(t.value.TokenID), ntstatus.CantOpenAnonymous, "it stands for somebody who does not want to be known")
+	}
 	desired := tokenMapping().Map(security.AccessMask(r.GetDesiredAccess()))
 	if desired == 0 {
 		return fail(op, tokenName(t.value.TokenID), ntstatus.AccessDenied, "no right is asked for")
