@@ -108,6 +108,13 @@ type Adjustment struct {
 	NotAllAssigned bool
 }
 
+// LinkedToken is the other token of a logon that made two, a limited and a full one (TokenLinkedToken): with SeTcb the token itself, else
+// a copy at Identification, which the caller then holds. Two tokens are linked by making the second with Token.Linked naming the
+// first, which lives as long as it. It needs TOKEN_QUERY. Statuses: NoToken, AccessDenied, NoSuchLogonSession (it has none).
+func (s *System) LinkedToken(ctx context.Context, id security.LUID) (*security.Token, error) {
+	return s.token(ctx, &corepb.ToCore{Request: &corepb.ToCore_QueryLinkedToken{QueryLinkedToken: &corepb.TokenRef{TokenId: uint64(id)}}})
+}
+
 // FilterToken makes a token that can do less (NtFilterToken), which the caller then holds with the rights that it has on the first.
 // It needs TOKEN_DUPLICATE and no privilege. Statuses: NoToken, AccessDenied, InvalidParameter, QuotaExceeded.
 func (s *System) FilterToken(ctx context.Context, id security.LUID, o security.FilterOptions) (*security.Token, error) {

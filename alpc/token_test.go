@@ -57,6 +57,34 @@ func TestTokensAreMadeHeldGrantedAndGone(t *testing.T) {
 	}, 10*time.Second, time.Millisecond, "the last holder has gone")
 }
 
+func TestLinkedTokensAreAskedForFromEitherSide(t *testing.T) {
+	c, ctx := alpctest.Start(t), alpctest.Context(t)
+	authority, client := c.Attach(t, nil), c.Attach(t, alpctest.User(1001))
+	full, err := authority.CreateToken(ctx, alpctest.Admin(1003))
+	require.NoError(t, err)
+	_, err = authority.LinkedToken(ctx, full.TokenID)
+	require.ErrorIs(t, err, ntstatus.NoSuchLogonSession)
+	twin := alpctest.User(1003)
+	twin.Linked = full.TokenID
+	limited, err := authority.CreateToken(ctx, twin)
+	require.NoError(t, err)
+	_, err = authority.CreateToken(ctx, twin)
+	require.ErrorIs(t, err, ntstatus.InvalidDeviceState, "a token has one twin")
+
+	back, err := authority.LinkedToken(ctx, full.TokenID)
+	require.NoError(t, err)
+	require.Equal(t, limited.TokenID, back.TokenID)
+	require.NoError(t, authority.GrantToken(ctx, limited.TokenID, client.ID()))
+	require.NoError(t, authority.CloseToken(ctx, full.TokenID), "the limited one keeps it")
+	told, err := client.LinkedToken(ctx, limited.TokenID)
+	require.NoError(t, err)
+	require.True(t, told.IsAdmin())
+	require.Equal(t, []any{security.TokenImpersonation, security.LevelIdentification}, []any{told.Type, told.Level}, "it tells, and does not act")
+	require.NotEqual(t, full.TokenID, told.TokenID)
+	_, err = client.DuplicateToken(ctx, told.TokenID, alpc.TokenDuplicate{Type: security.TokenPrimary})
+	require.ErrorIs(t, err, ntstatus.BadImpersonationLevel)
+}
+
 func TestDuplicateNeverRaisesTheLevel(t *testing.T) {
 	c, ctx := alpctest.Start(t), alpctest.Context(t)
 	system := c.Attach(t, nil)

@@ -323,6 +323,8 @@ func (m *Machine) dispatch(a *attachment, e Requested, reply *corepb.Reply) (fai
 		return m.closeToken(a, security.LUID(r.CloseToken.GetTokenId())), false
 	case *corepb.ToCore_GrantToken:
 		return m.grantToken(a, r.GrantToken), false
+	case *corepb.ToCore_QueryLinkedToken:
+		return m.queryLinkedToken(a, security.LUID(r.QueryLinkedToken.GetTokenId()), reply), false
 	case *corepb.ToCore_OpenToken:
 		return m.takeToken(a, r.OpenToken, e, reply), false
 	case *corepb.ToCore_FilterToken:

@@ -305,7 +305,13 @@ func TestChargesFollowRandomEvents(t *testing.T) {
 			case 15:
 				send(&corepb.ToCore{Request: &corepb.ToCore_Remove{Remove: &corepb.Remove{Name: name}}})
 			case 16:
-				send(&corepb.ToCore{Request: &corepb.ToCore_CreateToken{CreateToken: &corepb.CreateToken{Token: control.TokenToWire(user(3))}}})
+				made := user(3)
+				if rapid.Bool().Draw(t, "linked") {
+					made.Linked = security.LUID(number)
+				}
+				send(&corepb.ToCore{Request: &corepb.ToCore_CreateToken{CreateToken: &corepb.CreateToken{Token: control.TokenToWire(made)}}})
+				request++
+				send(&corepb.ToCore{Request: &corepb.ToCore_QueryLinkedToken{QueryLinkedToken: &corepb.TokenRef{TokenId: number}}})
 			case 17:
 				send(&corepb.ToCore{Request: &corepb.ToCore_GrantToken{GrantToken: &corepb.GrantToken{TokenId: number, Attachment: rapid.SampledFrom(live).Draw(t, "to")}}})
 			case 18:

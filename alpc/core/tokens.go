@@ -22,6 +22,7 @@ type token struct {
 	value      *security.Token
 	references uint32 // attachments and processes that have it as their own, handles held, and security contexts
 	creator    security.SID
+	linked     *token // referenced, so that it is there to be asked for; always older, so that there is no circle
 }
 
 // holding is an attachment's handle of a token: how many times it holds it, and what it may do with it.
@@ -43,6 +44,9 @@ func (m *Machine) newToken(t *security.Token) *token {
 		v.Owner = v.User.SID
 	}
 	tk := &token{value: v, creator: v.User.SID}
+	if tk.linked = m.tokens[v.Linked]; tk.linked != nil {
+		tk.linked.references++
+	}
 	m.tokens[v.TokenID] = tk
 	return tk
 }
@@ -57,6 +61,7 @@ func (m *Machine) release(t *token, n uint32) {
 		return
 	}
 	delete(m.tokens, t.value.TokenID)
+	defer m.release(t.linked, 1)
 	if auth := t.value.AuthenticationID; m.ended[auth] {
 		for _, other := range m.tokens {
 			if other.value.AuthenticationID == auth {
@@ -145,7 +150,49 @@ func (m *Machine) createToken(a *attachment, w *corepb.Token, reply *corepb.Repl
 	if m.ended[v.AuthenticationID] {
 		return fail(op, "", ntstatus.NoSuchLogonSession, "logon session %#x has ended", uint64(v.AuthenticationID))
 	}
-	return m.handOut(a, op, m.newToken(v), tokenMapping().All, reply)
+	var full *token
+	if v.Linked != 0 {
+		var f *corepb.Failure
+		if full, f = m.openToken(a, op, v.Linked, TokenDuplicate|TokenQuery); f != nil {
+			return f
+		}
+		if full.value.Linked != 0 {
+			return fail(op, tokenName(v.Linked), ntstatus.InvalidDeviceState, "it is linked already")
+		}
+	}
+	t := m.newToken(v)
+	if f := m.handOut(a, op, t, tokenMapping().All, reply); f != nil || full == nil {
+		return f
+	}
+	full.value = full.value.Clone()
+	full.value.Linked = t.value.TokenID
+	return nil
+}
+
+// queryLinkedToken is the other token of a logon that made two, one limited and one full (TokenLinkedToken): to SeTcb the token itself, to
+// anybody else a copy that tells and does not act.
+func (m *Machine) queryLinkedToken(a *attachment, id security.LUID, reply *corepb.Reply) *corepb.Failure {
+	const op = "core.QueryLinkedToken"
+	t, f := m.openToken(a, op, id, TokenQuery)
+	if f != nil {
+		return f
+	}
+	l := m.tokens[t.value.Linked]
+	if l == nil {
+		return fail(op, tokenName(id), ntstatus.NoSuchLogonSession, "it is not linked to another token, or that one is gone")
+	}
+	if a.token.value.Has(security.SeTcb) {
+		if f := m.hold(a, op, l, tokenMapping().All); f != nil {
+			return f
+		}
+		reply.Body = &corepb.Reply_Token{Token: control.TokenToWire(l.value)}
+		return nil
+	}
+	v, err := l.value.Duplicate(security.DuplicateOptions{Type: security.TokenImpersonation, Level: security.LevelIdentification})
+	if err != nil {
+		return fail(op, tokenName(id), ntstatus.Of(err), "%v", err)
+	}
+	return m.handOut(a, op, m.newToken(v), TokenQuery|TokenDuplicate, reply)
 }
 
 // handOut makes a hold the fresh token t and puts it into the reply.
@@ -157,7 +204,8 @@ func (m *Machine) handOut(a *attachment, op string, t *token, granted security.A
 		return fail(op, "", ntstatus.InvalidParameter, "the token has %d bytes, at most %d are allowed", n, maxToken)
 	}
 	if f != nil {
-		delete(m.tokens, t.value.TokenID)
+		t.references++ // nobody has it: it goes, and lets go of what it is linked to
+		m.release(t, 1)
 		return f
 	}
 	reply.Body = &corepb.Reply_Token{Token: wire}

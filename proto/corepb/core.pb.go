@@ -123,6 +123,7 @@ type ToCore struct {
 	//	*ToCore_SetToken
 	//	*ToCore_CreateSecurityContext
 	//	*ToCore_DeleteSecurityContext
+	//	*ToCore_QueryLinkedToken
 	Request       isToCore_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -487,6 +488,15 @@ func (x *ToCore) GetDeleteSecurityContext() *DeleteSecurityContext {
 	return nil
 }
 
+func (x *ToCore) GetQueryLinkedToken() *TokenRef {
+	if x != nil {
+		if x, ok := x.Request.(*ToCore_QueryLinkedToken); ok {
+			return x.QueryLinkedToken
+		}
+	}
+	return nil
+}
+
 type isToCore_Request interface {
 	isToCore_Request()
 }
@@ -631,6 +641,10 @@ type ToCore_DeleteSecurityContext struct {
 	DeleteSecurityContext *DeleteSecurityContext `protobuf:"bytes,36,opt,name=delete_security_context,json=deleteSecurityContext,proto3,oneof"`
 }
 
+type ToCore_QueryLinkedToken struct {
+	QueryLinkedToken *TokenRef `protobuf:"bytes,37,opt,name=query_linked_token,json=queryLinkedToken,proto3,oneof"`
+}
+
 func (*ToCore_Hello) isToCore_Request() {}
 
 func (*ToCore_Listen) isToCore_Request() {}
@@ -700,6 +714,8 @@ func (*ToCore_SetToken) isToCore_Request() {}
 func (*ToCore_CreateSecurityContext) isToCore_Request() {}
 
 func (*ToCore_DeleteSecurityContext) isToCore_Request() {}
+
+func (*ToCore_QueryLinkedToken) isToCore_Request() {}
 
 // FromCore is a reply to a request, or a notice that the core sends of its own accord.
 type FromCore struct {
@@ -5605,7 +5621,7 @@ var File_proto_corepb_core_proto protoreflect.FileDescriptor
 
 const file_proto_corepb_core_proto_rawDesc = "" +
 	"\n" +
-	"\x17proto/corepb/core.proto\x12\x0esallyport.core\"\x9f\x12\n" +
+	"\x17proto/corepb/core.proto\x12\x0esallyport.core\"\xe9\x12\n" +
 	"\x06ToCore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
 	"\x05hello\x18\x02 \x01(\v2\x15.sallyport.core.HelloH\x00R\x05hello\x120\n" +
@@ -5647,7 +5663,8 @@ const file_proto_corepb_core_proto_rawDesc = "" +
 	"\radjust_groups\x18! \x01(\v2\x1c.sallyport.core.AdjustGroupsH\x00R\fadjustGroups\x127\n" +
 	"\tset_token\x18\" \x01(\v2\x18.sallyport.core.SetTokenH\x00R\bsetToken\x12_\n" +
 	"\x17create_security_context\x18# \x01(\v2%.sallyport.core.CreateSecurityContextH\x00R\x15createSecurityContext\x12_\n" +
-	"\x17delete_security_context\x18$ \x01(\v2%.sallyport.core.DeleteSecurityContextH\x00R\x15deleteSecurityContextB\t\n" +
+	"\x17delete_security_context\x18$ \x01(\v2%.sallyport.core.DeleteSecurityContextH\x00R\x15deleteSecurityContext\x12H\n" +
+	"\x12query_linked_token\x18% \x01(\v2\x18.sallyport.core.TokenRefH\x00R\x10queryLinkedTokenB\t\n" +
 	"\arequest\"t\n" +
 	"\bFromCore\x12-\n" +
 	"\x05reply\x18\x01 \x01(\v2\x15.sallyport.core.ReplyH\x00R\x05reply\x120\n" +
@@ -6223,71 +6240,72 @@ var file_proto_corepb_core_proto_depIdxs = []int32{
 	50, // 32: sallyport.core.ToCore.set_token:type_name -> sallyport.core.SetToken
 	19, // 33: sallyport.core.ToCore.create_security_context:type_name -> sallyport.core.CreateSecurityContext
 	21, // 34: sallyport.core.ToCore.delete_security_context:type_name -> sallyport.core.DeleteSecurityContext
-	3,  // 35: sallyport.core.FromCore.reply:type_name -> sallyport.core.Reply
-	6,  // 36: sallyport.core.FromCore.notice:type_name -> sallyport.core.Notice
-	5,  // 37: sallyport.core.Reply.failure:type_name -> sallyport.core.Failure
-	8,  // 38: sallyport.core.Reply.hello:type_name -> sallyport.core.HelloReply
-	12, // 39: sallyport.core.Reply.listen:type_name -> sallyport.core.ListenReply
-	17, // 40: sallyport.core.Reply.connect:type_name -> sallyport.core.ConnectReply
-	25, // 41: sallyport.core.Reply.accept:type_name -> sallyport.core.AcceptReply
-	38, // 42: sallyport.core.Reply.token:type_name -> sallyport.core.Token
-	52, // 43: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
-	58, // 44: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
-	57, // 45: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
-	62, // 46: sallyport.core.Reply.page:type_name -> sallyport.core.Page
-	70, // 47: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
-	4,  // 48: sallyport.core.Reply.section:type_name -> sallyport.core.Empty
-	49, // 49: sallyport.core.Reply.adjusted:type_name -> sallyport.core.Adjusted
-	20, // 50: sallyport.core.Reply.security_context:type_name -> sallyport.core.SecurityContext
-	18, // 51: sallyport.core.Notice.connect_request:type_name -> sallyport.core.ConnectRequest
-	23, // 52: sallyport.core.Notice.connect_cancelled:type_name -> sallyport.core.ConnectCancelled
-	28, // 53: sallyport.core.Notice.connection_closed:type_name -> sallyport.core.ConnectionClosed
-	30, // 54: sallyport.core.Notice.section_offered:type_name -> sallyport.core.SectionOffered
-	31, // 55: sallyport.core.Notice.activation:type_name -> sallyport.core.Activation
-	32, // 56: sallyport.core.Notice.unassigned_child:type_name -> sallyport.core.UnassignedChild
-	22, // 57: sallyport.core.Notice.sender_changed:type_name -> sallyport.core.SenderChanged
-	38, // 58: sallyport.core.Notice.token_changed:type_name -> sallyport.core.Token
-	9,  // 59: sallyport.core.HelloReply.identity:type_name -> sallyport.core.Identity
-	38, // 60: sallyport.core.Identity.token:type_name -> sallyport.core.Token
-	10, // 61: sallyport.core.Listen.attributes:type_name -> sallyport.core.PortAttributes
-	10, // 62: sallyport.core.ListenReply.attributes:type_name -> sallyport.core.PortAttributes
-	10, // 63: sallyport.core.Declare.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 64: sallyport.core.ConnectReply.server:type_name -> sallyport.core.Identity
-	9,  // 65: sallyport.core.ConnectRequest.client:type_name -> sallyport.core.Identity
-	38, // 66: sallyport.core.SenderChanged.token:type_name -> sallyport.core.Token
-	36, // 67: sallyport.core.Token.user:type_name -> sallyport.core.Group
-	36, // 68: sallyport.core.Token.groups:type_name -> sallyport.core.Group
-	37, // 69: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
-	36, // 70: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
-	36, // 71: sallyport.core.Token.capabilities:type_name -> sallyport.core.Group
-	39, // 72: sallyport.core.Token.user_claims:type_name -> sallyport.core.Claim
-	39, // 73: sallyport.core.Token.device_claims:type_name -> sallyport.core.Claim
-	39, // 74: sallyport.core.Token.local_claims:type_name -> sallyport.core.Claim
-	36, // 75: sallyport.core.Token.device_groups:type_name -> sallyport.core.Group
-	40, // 76: sallyport.core.Claim.values:type_name -> sallyport.core.ClaimValue
-	38, // 77: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
-	37, // 78: sallyport.core.AdjustPrivileges.privileges:type_name -> sallyport.core.Privilege
-	36, // 79: sallyport.core.AdjustGroups.groups:type_name -> sallyport.core.Group
-	38, // 80: sallyport.core.Adjusted.token:type_name -> sallyport.core.Token
-	37, // 81: sallyport.core.Adjusted.privileges:type_name -> sallyport.core.Privilege
-	36, // 82: sallyport.core.Adjusted.groups:type_name -> sallyport.core.Group
-	38, // 83: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
-	0,  // 84: sallyport.core.List.kind:type_name -> sallyport.core.Kind
-	63, // 85: sallyport.core.Page.objects:type_name -> sallyport.core.Object
-	64, // 86: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
-	65, // 87: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
-	66, // 88: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
-	57, // 89: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
-	10, // 90: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
-	9,  // 91: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
-	38, // 92: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
-	68, // 93: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
-	69, // 94: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
-	95, // [95:95] is the sub-list for method output_type
-	95, // [95:95] is the sub-list for method input_type
-	95, // [95:95] is the sub-list for extension type_name
-	95, // [95:95] is the sub-list for extension extendee
-	0,  // [0:95] is the sub-list for field type_name
+	43, // 35: sallyport.core.ToCore.query_linked_token:type_name -> sallyport.core.TokenRef
+	3,  // 36: sallyport.core.FromCore.reply:type_name -> sallyport.core.Reply
+	6,  // 37: sallyport.core.FromCore.notice:type_name -> sallyport.core.Notice
+	5,  // 38: sallyport.core.Reply.failure:type_name -> sallyport.core.Failure
+	8,  // 39: sallyport.core.Reply.hello:type_name -> sallyport.core.HelloReply
+	12, // 40: sallyport.core.Reply.listen:type_name -> sallyport.core.ListenReply
+	17, // 41: sallyport.core.Reply.connect:type_name -> sallyport.core.ConnectReply
+	25, // 42: sallyport.core.Reply.accept:type_name -> sallyport.core.AcceptReply
+	38, // 43: sallyport.core.Reply.token:type_name -> sallyport.core.Token
+	52, // 44: sallyport.core.Reply.luid:type_name -> sallyport.core.LUID
+	58, // 45: sallyport.core.Reply.decision:type_name -> sallyport.core.Decision
+	57, // 46: sallyport.core.Reply.denial:type_name -> sallyport.core.Denial
+	62, // 47: sallyport.core.Reply.page:type_name -> sallyport.core.Page
+	70, // 48: sallyport.core.Reply.charges:type_name -> sallyport.core.Charges
+	4,  // 49: sallyport.core.Reply.section:type_name -> sallyport.core.Empty
+	49, // 50: sallyport.core.Reply.adjusted:type_name -> sallyport.core.Adjusted
+	20, // 51: sallyport.core.Reply.security_context:type_name -> sallyport.core.SecurityContext
+	18, // 52: sallyport.core.Notice.connect_request:type_name -> sallyport.core.ConnectRequest
+	23, // 53: sallyport.core.Notice.connect_cancelled:type_name -> sallyport.core.ConnectCancelled
+	28, // 54: sallyport.core.Notice.connection_closed:type_name -> sallyport.core.ConnectionClosed
+	30, // 55: sallyport.core.Notice.section_offered:type_name -> sallyport.core.SectionOffered
+	31, // 56: sallyport.core.Notice.activation:type_name -> sallyport.core.Activation
+	32, // 57: sallyport.core.Notice.unassigned_child:type_name -> sallyport.core.UnassignedChild
+	22, // 58: sallyport.core.Notice.sender_changed:type_name -> sallyport.core.SenderChanged
+	38, // 59: sallyport.core.Notice.token_changed:type_name -> sallyport.core.Token
+	9,  // 60: sallyport.core.HelloReply.identity:type_name -> sallyport.core.Identity
+	38, // 61: sallyport.core.Identity.token:type_name -> sallyport.core.Token
+	10, // 62: sallyport.core.Listen.attributes:type_name -> sallyport.core.PortAttributes
+	10, // 63: sallyport.core.ListenReply.attributes:type_name -> sallyport.core.PortAttributes
+	10, // 64: sallyport.core.Declare.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 65: sallyport.core.ConnectReply.server:type_name -> sallyport.core.Identity
+	9,  // 66: sallyport.core.ConnectRequest.client:type_name -> sallyport.core.Identity
+	38, // 67: sallyport.core.SenderChanged.token:type_name -> sallyport.core.Token
+	36, // 68: sallyport.core.Token.user:type_name -> sallyport.core.Group
+	36, // 69: sallyport.core.Token.groups:type_name -> sallyport.core.Group
+	37, // 70: sallyport.core.Token.privileges:type_name -> sallyport.core.Privilege
+	36, // 71: sallyport.core.Token.restricted:type_name -> sallyport.core.Group
+	36, // 72: sallyport.core.Token.capabilities:type_name -> sallyport.core.Group
+	39, // 73: sallyport.core.Token.user_claims:type_name -> sallyport.core.Claim
+	39, // 74: sallyport.core.Token.device_claims:type_name -> sallyport.core.Claim
+	39, // 75: sallyport.core.Token.local_claims:type_name -> sallyport.core.Claim
+	36, // 76: sallyport.core.Token.device_groups:type_name -> sallyport.core.Group
+	40, // 77: sallyport.core.Claim.values:type_name -> sallyport.core.ClaimValue
+	38, // 78: sallyport.core.CreateToken.token:type_name -> sallyport.core.Token
+	37, // 79: sallyport.core.AdjustPrivileges.privileges:type_name -> sallyport.core.Privilege
+	36, // 80: sallyport.core.AdjustGroups.groups:type_name -> sallyport.core.Group
+	38, // 81: sallyport.core.Adjusted.token:type_name -> sallyport.core.Token
+	37, // 82: sallyport.core.Adjusted.privileges:type_name -> sallyport.core.Privilege
+	36, // 83: sallyport.core.Adjusted.groups:type_name -> sallyport.core.Group
+	38, // 84: sallyport.core.Evaluate.token:type_name -> sallyport.core.Token
+	0,  // 85: sallyport.core.List.kind:type_name -> sallyport.core.Kind
+	63, // 86: sallyport.core.Page.objects:type_name -> sallyport.core.Object
+	64, // 87: sallyport.core.Page.connections:type_name -> sallyport.core.Connection
+	65, // 88: sallyport.core.Page.attachments:type_name -> sallyport.core.Attachment
+	66, // 89: sallyport.core.Page.tokens:type_name -> sallyport.core.TokenInfo
+	57, // 90: sallyport.core.Page.denials:type_name -> sallyport.core.Denial
+	10, // 91: sallyport.core.Object.attributes:type_name -> sallyport.core.PortAttributes
+	9,  // 92: sallyport.core.Attachment.identity:type_name -> sallyport.core.Identity
+	38, // 93: sallyport.core.TokenInfo.token:type_name -> sallyport.core.Token
+	68, // 94: sallyport.core.Account.charges:type_name -> sallyport.core.Charge
+	69, // 95: sallyport.core.Charges.accounts:type_name -> sallyport.core.Account
+	96, // [96:96] is the sub-list for method output_type
+	96, // [96:96] is the sub-list for method input_type
+	96, // [96:96] is the sub-list for extension type_name
+	96, // [96:96] is the sub-list for extension extendee
+	0,  // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_proto_corepb_core_proto_init() }
@@ -6331,6 +6349,7 @@ func file_proto_corepb_core_proto_init() {
 		(*ToCore_SetToken)(nil),
 		(*ToCore_CreateSecurityContext)(nil),
 		(*ToCore_DeleteSecurityContext)(nil),
+		(*ToCore_QueryLinkedToken)(nil),
 	}
 	file_proto_corepb_core_proto_msgTypes[1].OneofWrappers = []any{
 		(*FromCore_Reply)(nil),
